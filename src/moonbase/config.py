@@ -1,0 +1,251 @@
+"""One settings tree, declared once, frozen after the start.
+
+A setting's value comes from the flag, else the environment, else the configuration file, else the
+default below. The file key `[server] port` is `MOONBASE_SERVER_PORT` in the environment and
+`--set server.port=…` on the command line; the table in docs/reference/settings.md is made from
+these fields. An unknown or malformed value raises `ConfigurationError` naming the key.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from moonbase.errors import ConfigurationError
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Fault = Literal["slow_first_token", "stall", "cut", "death", "malformed"]
+EngineName = Literal["openvino", "echo", "chaos"]
+Mode = Literal["lenient", "strict"]
+Currency = Literal["USD", "CNY"]
+
+
+def _d(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Unknown keys are mistakes, not extensions."""
+
+
+class ServerSettings(_Section, frozen=True):
+    host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, _d("Port to listen on; 0 takes a free one.")] = 8000
+    public: Annotated[bool, _d("Allow an address that other machines can reach.")] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...], _d("Host names answered besides the loopback names; `*.example.com` covers subdomains.")
+    ] = ()
+    cors_origins: Annotated[tuple[str, ...], _d("Origins that browsers may call from; none by default.")] = ()
+    trusted_proxies: Annotated[tuple[str, ...], _d("Proxy addresses whose X-Forwarded-* headers are believed.")] = ()
+    tls_certificate: Annotated[str | None, _d("PEM file with the certificate chain.")] = None
+    tls_key: Annotated[str | None, _d("PEM file with the private key.")] = None
+    max_body_bytes: Annotated[Count, _d("Largest request body.")] = 100 * 1024 * 1024
+    max_header_bytes: Annotated[Count, _d("Largest request head: request line and headers.")] = 32 * 1024
+    header_timeout: Annotated[Seconds, _d("Seconds in which a request's head must arrive.")] = 10.0
+    body_timeout: Annotated[Seconds, _d("Seconds in which a request's body must arrive.")] = 60.0
+    shutdown_grace: Annotated[Seconds, _d("Seconds that open answers get to finish after SIGTERM.")] = 30.0
+
+
+class EngineSettings(_Section, frozen=True):
+    name: Annotated[EngineName, _d("Engine that serves all models that name no other.")] = "openvino"
+    model: Annotated[
+        str, _d("What the engine loads: a name from `moonbase models list`, a GGUF file or an OpenVINO folder.")
+    ] = "smollm2-135m"
+    max_running: Annotated[Count, _d("Choices generated at once; more wait.")] = 32
+    max_waiting: Annotated[Count, _d("Choices that may wait; more are refused as overloaded.")] = 256
+    threads: Annotated[int, Meta(ge=0), _d("CPU threads of the embedded engine; 0 means one per core.")] = 0
+    cache_bytes: Annotated[
+        int, Meta(ge=0), _d("Memory for the embedded engine's KV cache; 0 means a quarter of what the machine allows.")
+    ] = 0
+    queue_timeout: Annotated[Seconds, _d("Seconds a request may wait for its turn and its first token.")] = 300.0
+    idle_timeout: Annotated[Seconds, _d("Seconds between two tokens of a stream.")] = 120.0
+    total_timeout: Annotated[Seconds, _d("Seconds that one answer may take.")] = 7200.0
+    hang_timeout: Annotated[Seconds, _d("Seconds of silence after which a busy worker counts as hung.")] = 60.0
+
+
+class EchoSettings(_Section, frozen=True):
+    script: Annotated[str | None, _d("File whose content is played as raw model output instead of the echo.")] = None
+    delay: Annotated[float, Meta(ge=0), _d("Seconds between two tokens.")] = 0.0
+    first_delay: Annotated[float, Meta(ge=0), _d("Seconds before the first token.")] = 0.0
+
+
+class ChaosSettings(_Section, frozen=True):
+    seed: Annotated[int, _d("Seed of the faults; the same seed gives the same faults.")] = 0
+    fault_rate: Annotated[Share, _d("Share of requests that meet a fault.")] = 0.5
+    faults: Annotated[
+        tuple[Fault, ...],
+        _d("Kinds of faults to choose from."),
+    ] = ("slow_first_token", "stall", "cut", "death", "malformed")
+    slow_seconds: Annotated[Seconds, _d("Length of a slow first token.")] = 5.0
+
+
+class DatabaseSettings(_Section, frozen=True):
+    url: Annotated[str | None, _d("SQLAlchemy URL; by default a SQLite file under MOONBASE_HOME.")] = None
+
+
+class BillingSettings(_Section, frozen=True):
+    currency: Annotated[Currency, _d("Currency of prices and balances.")] = "USD"
+
+
+class MetricsSettings(_Section, frozen=True):
+    host: Annotated[str, _d("Address of the metrics listener.")] = "127.0.0.1"
+    port: Annotated[Port | None, _d("Port of the metrics listener; none by default.")] = None
+    token: Annotated[str | None, _d("Bearer token that opens /metrics on the main listener; none by default.")] = None
+
+
+class LogSettings(_Section, frozen=True):
+    level: Annotated[Literal["debug", "info", "warning", "error"], _d("Least severe records to write.")] = "info"
+    format: Annotated[Literal["auto", "text", "json"], _d("`auto`: text to a terminal, else JSON.")] = "auto"
+
+
+class ModelOverride(_Section, frozen=True):
+    """One public model id as the operator wants it; what is absent stays as in the catalog."""
+
+    alias_of: Annotated[str | None, _d("Another id whose definition this one takes over.")] = None
+    window: Annotated[Count | None, _d("Window in tokens; never more than the serving model's own.")] = None
+    max_output: Annotated[Count | None, _d("Default output limit in tokens.")] = None
+    temperature: Annotated[Share | None, _d("Default temperature.")] = None
+    price_miss: Annotated[str | None, _d("Price of 1M prompt tokens, as a decimal.")] = None
+    price_hit: Annotated[str | None, _d("Price of 1M cached prompt tokens, as a decimal.")] = None
+    price_output: Annotated[str | None, _d("Price of 1M output tokens, as a decimal.")] = None
+    disabled: Annotated[bool, _d("Hide the id and answer 404 for it.")] = False
+
+
+class Settings(_Section, frozen=True):
+    mode: Annotated[
+        Mode, _d("`lenient` adapts what it can and names it in Moonbase-Adapted; `strict` answers as the service did.")
+    ] = "lenient"
+    server: ServerSettings = ServerSettings()
+    engine: EngineSettings = EngineSettings()
+    echo: EchoSettings = EchoSettings()
+    chaos: ChaosSettings = ChaosSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    billing: BillingSettings = BillingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
+    models: Annotated[dict[str, ModelOverride], _d("Public model ids to add or change.")] = field(default_factory=dict)
+
+
+def home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the state (database): MOONBASE_HOME, else the platform's data folder."""
+    return _folder(environ, "MOONBASE_HOME", "XDG_DATA_HOME", ".local/share")
+
+
+def cache(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of what can be fetched again (models): MOONBASE_CACHE, else the platform's cache folder."""
+    return _folder(environ, "MOONBASE_CACHE", "XDG_CACHE_HOME", ".cache")
+
+
+def load(
+    file: Path | None = None, overrides: Mapping[str, str] | None = None, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Read the settings: `overrides` (dotted key to text) over `environ` over `file` over the defaults."""
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read(file)
+        _convert(tree, str(file), strict=True)
+    for key, text in _from_environment(environ).items():
+        _put(tree, key, text)
+        _convert(tree, _environment_name(key))
+    for key, text in (overrides or {}).items():
+        if key not in _keys() and not key.startswith("models."):
+            raise ConfigurationError(f"{key}: there is no such setting; docs/reference/settings.md lists them")
+        _put(tree, key, text)
+        _convert(tree, key)
+    settings = _convert(tree, "settings")
+    _check(settings)
+    return settings
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """Every setting as (key, environment name, default, help), for the documentation."""
+    rows: list[tuple[str, str, str, str]] = []
+    for key, (annotation, default) in _keys().items():
+        help_text = next(m.description for m in get_args(annotation)[1:] if isinstance(m, Meta) and m.description)
+        shown = "" if default is None else msgspec.json.encode(default).decode()
+        rows.append((key, _environment_name(key), shown, help_text))
+    return rows
+
+
+def _folder(environ: Mapping[str, str], name: str, xdg: str, fallback: str) -> Path:
+    if environ.get(name):
+        return Path(environ[name]).expanduser().absolute()
+    base = environ.get(xdg) or str(Path.home() / fallback)
+    return Path(base) / "moonbase"
+
+
+def _keys() -> dict[str, tuple[Any, Any]]:
+    """Dotted key of every leaf setting to its annotation and default."""
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def walk(section: type[Struct], prefix: str) -> None:
+        hints = get_type_hints(section, include_extras=True)
+        for info in msgspec.structs.fields(section):
+            annotation = hints[info.name]
+            if isinstance(annotation, type) and issubclass(annotation, Struct):
+                walk(annotation, f"{prefix}{info.name}.")
+            elif info.name != "models":
+                found[prefix + info.name] = (annotation, info.default)
+
+    walk(Settings, "")
+    return found
+
+
+def _environment_name(key: str) -> str:
+    return "MOONBASE_" + key.replace(".", "_").upper()
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {_environment_name(key): key for key in _keys()}
+    own = {"MOONBASE_HOME", "MOONBASE_CACHE", "MOONBASE_CONFIG"}
+    for name in environ:
+        if name.startswith("MOONBASE_") and name not in names and name not in own:
+            raise ConfigurationError(f"{name}: there is no such setting; docs/reference/settings.md lists them")
+    return {key: environ[name] for name, key in names.items() if name in environ}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: is not valid TOML: {error}") from error
+
+
+def _put(tree: dict[str, Any], key: str, text: str) -> None:
+    *sections, name = key.split(".")
+    if sections[:1] == ["models"]:  # a model id has dots of its own: models.<id>.<field>
+        sections = ["models", ".".join(sections[1:])]
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    annotation = _keys().get(key, (None, None))[0]
+    is_list = annotation is not None and "tuple" in str(get_args(annotation)[0])
+    tree[name] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+
+
+def _convert(tree: dict[str, Any], source: str, *, strict: bool = False) -> Settings:
+    try:
+        return msgspec.convert(tree, Settings, strict=strict)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$")
+        key = path.strip("`.").removesuffix(".[...]")
+        raise ConfigurationError(f"{source}: {key + ': ' if key and key != source else ''}{reason}") from error
+
+
+def _check(settings: Settings) -> None:
+    """What one field cannot say alone."""
+    server = settings.server
+    if (server.tls_certificate is None) != (server.tls_key is None):
+        raise ConfigurationError("server.tls_certificate and server.tls_key must be set together")
+    if not server.public and server.host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigurationError(
+            f"server.host: {server.host} can be reached from other machines; set server.public (--public) to allow it"
+        )

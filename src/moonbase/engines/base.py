@@ -1,0 +1,177 @@
+"""The engine contract: describe yourself, generate, cancel.
+
+An engine turns token ids, sampling and a constraint into deltas of token ids. It knows no
+messages, no templates, no text. `Generation` is the one pipe between an engine and its reader:
+an engine puts what a wake-up brought, the reader takes all of it at once.
+"""
+
+import asyncio
+from array import array
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from moonbase.chat.constraint import Constraint
+from moonbase.chat.events import FinishReason
+from moonbase.chat.request import Sampling
+from moonbase.errors import ApiError
+
+ConstraintKind = Literal["json_schema", "structural_tag"]
+
+
+class EngineDescription(Struct, frozen=True, kw_only=True):
+    """What an engine can do.
+
+    `window` is prompt plus completion in tokens; None means no limit of its own.
+    `constrains` lists what it enforces while generating; an engine with `validates_only` accepts
+    every constraint and leaves it to the validation after generation.
+    """
+
+    name: str
+    model: str
+    window: int | None
+    constrains: frozenset[ConstraintKind] = frozenset()
+    validates_only: bool = False
+    reports_cached: bool = False
+
+
+class GenerateRequest(Struct, frozen=True, kw_only=True):
+    """One request to an engine.
+
+    `prompt_ids` is an `array('I')` of token ids that nobody changes afterwards. `max_tokens` is at least 1 and
+    fits the window. Generation stops at any of `stop_ids`, which are not part of the output.
+    `cache_scope` separates prefix caches (an organization id). `user_text` is the last user
+    message for engines that answer from text.
+    """
+
+    request_id: str
+    prompt_ids: array[int]
+    sampling: Sampling
+    max_tokens: int
+    stop_ids: tuple[int, ...]
+    constraint: Constraint | None = None
+    cache_scope: str = ""
+    user_text: str = ""
+
+
+class Delta(Struct):
+    """New output tokens of one choice, with the finish reason when they are the last.
+
+    `cached_tokens` is how much of the prompt came from the engine's cache; it counts in the
+    first delta of a choice and is 0 afterwards.
+    """
+
+    choice: int
+    token_ids: list[int]
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+
+
+class Generation:
+    """A running request: the engine puts deltas, one reader takes them.
+
+    Use it as a context manager: leaving it cancels whatever still runs in the engine, at once and
+    without awaiting. Methods are called from the event loop's thread only.
+    """
+
+    __slots__ = ("_cancel", "_deltas", "_error", "_open_choices", "_waiter", "last_activity")
+
+    def __init__(self, choices: int, cancel: Callable[[int | None], None]) -> None:
+        """`cancel(choice)` stops one choice in the engine, `cancel(None)` all that still run."""
+        self._cancel = cancel
+        self._deltas: list[Delta] = []
+        self._error: ApiError | None = None
+        self._open_choices = set(range(choices))
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> "Generation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open_choices:
+            self._open_choices.clear()
+            self._cancel(None)
+
+    def put(self, deltas: list[Delta]) -> None:
+        """Engine side: hand over what one wake-up brought. Deltas of stopped choices are dropped."""
+        for delta in deltas:
+            if delta.choice in self._open_choices:
+                self._deltas.append(delta)
+                if delta.finish is not None:
+                    self._open_choices.discard(delta.choice)
+        self._wake()
+
+    def fail(self, error: ApiError) -> None:
+        """Engine side: no more deltas; the reader gets what was put before, then `error`."""
+        if self._error is None and self._open_choices:
+            self._error = error
+            self._open_choices.clear()
+            self._wake()
+
+    def stop(self, choice: int) -> None:
+        """Reader side: this choice has all it needs (a stop string matched)."""
+        if choice in self._open_choices:
+            self._open_choices.discard(choice)
+            self._cancel(choice)
+
+    async def read(self) -> list[Delta]:
+        """Wait for output and return all there is, or an empty list when every choice has ended.
+
+        Raises the `ApiError` the engine failed with.
+        """
+        if not self._deltas and self._error is None and self._open_choices:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        deltas, self._deltas = self._deltas, []
+        if not deltas and self._error is not None:
+            raise self._error
+        return deltas
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Engine(Protocol):
+    """A running instance of an engine. Its owner starts and closes it."""
+
+    @property
+    def description(self) -> EngineDescription: ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether `generate` would be accepted now."""
+        ...
+
+    async def start(self) -> None:
+        """Make it ready. Raises `ModelFileError` or `ConfigurationError` when it can never be."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AbstractContextManager[Generation]:
+        """Start `request.sampling.n` choices. Raises `ApiError` when the engine cannot take it."""
+        ...
+
+    async def close(self) -> None:
+        """Stop generating, end processes, release files. Idempotent."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back, without ever reading control tokens out of text."""
+
+    def encode_plain(self, text: str) -> array[int]:
+        """Ids (`array('I')`) of `text`, control literals in it included as plain characters. Thread-safe."""
+        ...
+
+    def control(self, name: str) -> int:
+        """The id of a control token by its literal. Raises `KeyError`."""
+        ...
+
+    def decode(self, ids: list[int]) -> bytes:
+        """The bytes of `ids`; control tokens give nothing. May end inside a character."""
+        ...

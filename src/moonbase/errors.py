@@ -1,0 +1,191 @@
+"""Everything that can go wrong and is told to somebody.
+
+::
+
+    MoonbaseError
+    ├── ConfigurationError              stops the start; one sentence that names the key
+    ├── ModelFileError                  a model file is missing, damaged or of the wrong kind
+    ├── WorkerDied                      an engine's process ended; becomes EngineUnavailable
+    └── ApiError                        an answer to a client: status, type, sentence
+        ├── InvalidRequest              400  invalid_request_error
+        │   ├── WrongType               400  a JSON value of the wrong kind
+        │   └── PromptTooLong           400  prompt over the model's window
+        ├── IncorrectApiKey             401  incorrect_api_key_error       no or ill-formed credential
+        ├── InvalidAuthentication       401  invalid_authentication_error  unknown or revoked key
+        ├── PermissionDenied            403  permission_denied_error
+        ├── ModelNotFound               404  resource_not_found_error
+        ├── RequestTimeout              408  request_timeout_error
+        ├── RequestTooLarge             413  invalid_request_error
+        ├── HostNotAllowed              421  invalid_request_error
+        ├── EngineOverloaded            429  engine_overloaded_error
+        ├── ServerError                 500  server_error                  ours: the log knows more
+        ├── InvalidOutput               500  unexpected_output             the model broke its constraint
+        ├── EngineUnavailable           503  server_unavailable            Retry-After
+        └── GenerationTimeout           504  server_unavailable            first token, idle or total limit
+
+A leaf carries data and builds the service's sentence from it (moonshot-api.md 9.3). It knows no
+envelope: each dialect renders `status`, `type` and `str(error)` in its own shape.
+"""
+
+from typing import ClassVar
+
+
+class MoonbaseError(Exception):
+    """Base of the tree."""
+
+
+class ConfigurationError(MoonbaseError):
+    """A setting is missing, unknown or malformed. The message names its key."""
+
+
+class ModelFileError(MoonbaseError):
+    """A model file cannot be used. The message says which and what to do."""
+
+
+class WorkerDied(MoonbaseError):
+    """An engine's worker process ended while it was needed."""
+
+
+class ApiError(MoonbaseError):
+    """An error that a client is told.
+
+    `status` is the HTTP status, `type` the service's error type, `retry_after` the seconds after
+    which the same request may succeed (None: no promise, no header).
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    retry_after: int | None = None
+
+
+class InvalidRequest(ApiError):
+    """The request cannot be served as it is. `detail` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, detail: str, *, prefix: bool = True) -> None:
+        """`prefix=False` is for the texts that the service prints without `Invalid request: `."""
+        super().__init__(f"Invalid request: {detail}" if prefix else detail)
+
+
+class WrongType(InvalidRequest):
+    """A JSON value of the wrong kind, in the words of moonshot-api.md 9.5."""
+
+    def __init__(self, path: str, expected: str, got: str) -> None:
+        super().__init__(
+            f"the `{path}` field in the request (expected type {expected}) is illegal, and {got} is not acceptable"
+        )
+        self.path = path
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt, or the prompt plus an explicit output limit, exceeds the window (tokens)."""
+
+    def __init__(self, window: int, requested: int) -> None:
+        super().__init__(f"Your request exceeded model token limit: {window} (requested: {requested})")
+        self.window = window
+        self.requested = requested
+
+
+class IncorrectApiKey(ApiError):
+    status = 401
+    type = "incorrect_api_key_error"
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect API key provided")
+
+
+class InvalidAuthentication(ApiError):
+    status = 401
+    type = "invalid_authentication_error"
+
+    def __init__(self) -> None:
+        super().__init__("Invalid Authentication")
+
+
+class PermissionDenied(ApiError):
+    status = 403
+    type = "permission_denied_error"
+
+    def __init__(self) -> None:
+        super().__init__("The API you are accessing is not open")
+
+
+class ModelNotFound(ApiError):
+    status = 404
+    type = "resource_not_found_error"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Not found the model {model} or Permission denied")
+        self.model = model
+
+
+class RequestTimeout(ApiError):
+    status = 408
+    type = "request_timeout_error"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request body did not arrive within {seconds:g} seconds")
+
+
+class RequestTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"Request exceeds the maximum size of {limit} bytes")
+
+
+class HostNotAllowed(ApiError):
+    """421 rather than 400: the request reached a server that does not answer for that name."""
+
+    status = 421
+    type = "invalid_request_error"
+
+    def __init__(self) -> None:
+        super().__init__("Invalid request: the `Host` header names a host that this server does not answer for")
+
+
+class EngineOverloaded(ApiError):
+    """The service sends no Retry-After here (moonshot-api.md 9.2)."""
+
+    status = 429
+    type = "engine_overloaded_error"
+
+    def __init__(self) -> None:
+        super().__init__("The engine is currently overloaded, please try again later")
+
+
+class ServerError(ApiError):
+    def __init__(self) -> None:
+        super().__init__("Internal server error")
+
+
+class InvalidOutput(ApiError):
+    """The model's output breaks what the request demanded of it (`reason` names the rule)."""
+
+    status = 500
+    type = "unexpected_output"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The model's output is not valid: {reason}")
+
+
+class EngineUnavailable(ApiError):
+    status = 503
+    type = "server_unavailable"
+
+    def __init__(self, retry_after: int = 5) -> None:
+        super().__init__("The engine is not available, please try again later")
+        self.retry_after = retry_after
+
+
+class GenerationTimeout(ApiError):
+    """`limit` is `first token`, `idle` or `total`; `seconds` its configured value."""
+
+    status = 504
+    type = "server_unavailable"
+
+    def __init__(self, limit: str, seconds: float) -> None:
+        super().__init__(f"The engine exceeded the {limit} time limit of {seconds:g} seconds")
