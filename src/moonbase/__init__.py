@@ -1,0 +1,3 @@
+"""Moonbase: the Kimi API on your own machines."""
+
+__version__ = "0.1.0"

@@ -6,6 +6,9 @@
     ├── ConfigurationError              stops the start; one sentence that names the key
     ├── ModelFileError                  a model file is missing, damaged or of the wrong kind
     ├── WorkerDied                      an engine's process ended; becomes EngineUnavailable
+    ├── UnknownKey                      a key id of the command line that does not exist
+    ├── BackupFailed                    a copy of the database could not be made
+    ├── EndpointFailed                  a server that we are a client of refused or failed
     └── ApiError                        an answer to a client: status, type, sentence
         ├── InvalidRequest              400  invalid_request_error
         │   ├── WrongType               400  a JSON value of the wrong kind
@@ -21,6 +24,7 @@
         ├── ServerError                 500  server_error                  ours: the log knows more
         ├── InvalidOutput               500  unexpected_output             the model broke its constraint
         ├── EngineUnavailable           503  server_unavailable            Retry-After
+        ├── DatabaseUnavailable         503  server_unavailable            Retry-After; the cause says why
         └── GenerationTimeout           504  server_unavailable            first token, idle or total limit
 
 A leaf carries data and builds the service's sentence from it (moonshot-api.md 9.3). It knows no
@@ -44,6 +48,22 @@ class ModelFileError(MoonbaseError):
 
 class WorkerDied(MoonbaseError):
     """An engine's worker process ended while it was needed."""
+
+
+class UnknownKey(MoonbaseError):
+    """No key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no key {key_id!r}; `moonbase keys list` shows the ids")
+        self.key_id = key_id
+
+
+class BackupFailed(MoonbaseError):
+    """The database could not be copied. The message names the file and what to do."""
+
+
+class EndpointFailed(MoonbaseError):
+    """A server that we are a client of refused, failed or cannot be reached. The message says what to do."""
 
 
 class ApiError(MoonbaseError):
@@ -178,6 +198,17 @@ class EngineUnavailable(ApiError):
 
     def __init__(self, retry_after: int = 5) -> None:
         super().__init__("The engine is not available, please try again later")
+        self.retry_after = retry_after
+
+
+class DatabaseUnavailable(ApiError):
+    """The database cannot be reached, is locked, full or damaged. `__cause__` is the driver's error."""
+
+    status = 503
+    type = "server_unavailable"
+
+    def __init__(self, retry_after: int = 5) -> None:
+        super().__init__("The database is not available, please try again later")
         self.retry_after = retry_after
 
 

@@ -1,0 +1,43 @@
+"""The command line. Commands import what they need when they run, so that `--help` is quick."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from moonbase import __version__
+from moonbase.cli import chat, db, keys, models, serve
+from moonbase.errors import ConfigurationError, MoonbaseError
+
+app = typer.Typer(
+    name="moonbase",
+    help="The Kimi API on your own machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+app.add_typer(db.app, name="db")
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"moonbase {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; an error of ours becomes one sentence and exit code 1, of the configuration 2."""
+    try:
+        app()
+    except MoonbaseError as error:
+        sys.stderr.write(f"moonbase: {error}\n")
+        sys.exit(2 if isinstance(error, ConfigurationError) else 1)
+    except BrokenPipeError:
+        sys.exit(141)  # as a shell reports SIGPIPE; nobody reads any more

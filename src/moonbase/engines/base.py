@@ -6,19 +6,25 @@ an engine puts what a wake-up brought, the reader takes all of it at once.
 """
 
 import asyncio
+import time
 from array import array
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from moonbase.chat.constraint import Constraint
+from moonbase.chat.constraint import Constraint, JsonSchema
 from moonbase.chat.events import FinishReason
 from moonbase.chat.request import Sampling
 from moonbase.errors import ApiError
 
+TokenIds: TypeAlias = "array[int]"  # of type code "I"; arrays cannot be subscripted at run time
 ConstraintKind = Literal["json_schema", "structural_tag"]
+
+
+def constraint_kind(constraint: Constraint) -> ConstraintKind:
+    """What an engine must be able to enforce for this constraint."""
+    return "json_schema" if isinstance(constraint, JsonSchema) else "structural_tag"
 
 
 class EngineDescription(Struct, frozen=True, kw_only=True):
@@ -40,14 +46,14 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
 class GenerateRequest(Struct, frozen=True, kw_only=True):
     """One request to an engine.
 
-    `prompt_ids` is an `array('I')` of token ids that nobody changes afterwards. `max_tokens` is at least 1 and
+    `prompt_ids` is not changed by anybody afterwards. `max_tokens` is at least 1 and
     fits the window. Generation stops at any of `stop_ids`, which are not part of the output.
     `cache_scope` separates prefix caches (an organization id). `user_text` is the last user
     message for engines that answer from text.
     """
 
     request_id: str
-    prompt_ids: array[int]
+    prompt_ids: TokenIds
     sampling: Sampling
     max_tokens: int
     stop_ids: tuple[int, ...]
@@ -76,7 +82,7 @@ class Generation:
     without awaiting. Methods are called from the event loop's thread only.
     """
 
-    __slots__ = ("_cancel", "_deltas", "_error", "_open_choices", "_waiter", "last_activity")
+    __slots__ = ("_cancel", "_deltas", "_error", "_open_choices", "_waiter", "last_put")
 
     def __init__(self, choices: int, cancel: Callable[[int | None], None]) -> None:
         """`cancel(choice)` stops one choice in the engine, `cancel(None)` all that still run."""
@@ -85,6 +91,7 @@ class Generation:
         self._error: ApiError | None = None
         self._open_choices = set(range(choices))
         self._waiter: asyncio.Future[None] | None = None
+        self.last_put: float | None = None  # `time.monotonic()` of the latest output
 
     def __enter__(self) -> "Generation":
         return self
@@ -94,6 +101,11 @@ class Generation:
             self._open_choices.clear()
             self._cancel(None)
 
+    @property
+    def open(self) -> bool:
+        """Whether the engine still owes output."""
+        return bool(self._open_choices)
+
     def put(self, deltas: list[Delta]) -> None:
         """Engine side: hand over what one wake-up brought. Deltas of stopped choices are dropped."""
         for delta in deltas:
@@ -101,6 +113,7 @@ class Generation:
                 self._deltas.append(delta)
                 if delta.finish is not None:
                     self._open_choices.discard(delta.choice)
+        self.last_put = time.monotonic()
         self._wake()
 
     def fail(self, error: ApiError) -> None:
@@ -109,6 +122,12 @@ class Generation:
             self._error = error
             self._open_choices.clear()
             self._wake()
+
+    def abort(self, error: ApiError) -> None:
+        """Reader side: give up on the engine; the reader gets what was put before, then `error`."""
+        if self._open_choices:
+            self._cancel(None)
+            self.fail(error)
 
     def stop(self, choice: int) -> None:
         """Reader side: this choice has all it needs (a stop string matched)."""
@@ -148,11 +167,21 @@ class Engine(Protocol):
         """Whether `generate` would be accepted now."""
         ...
 
+    @property
+    def running(self) -> int:
+        """Choices being generated."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Choices accepted and not yet started."""
+        ...
+
     async def start(self) -> None:
         """Make it ready. Raises `ModelFileError` or `ConfigurationError` when it can never be."""
         ...
 
-    def generate(self, request: GenerateRequest) -> AbstractContextManager[Generation]:
+    def generate(self, request: GenerateRequest) -> Generation:
         """Start `request.sampling.n` choices. Raises `ApiError` when the engine cannot take it."""
         ...
 
@@ -164,7 +193,7 @@ class Engine(Protocol):
 class Tokenizer(Protocol):
     """Text to token ids and back, without ever reading control tokens out of text."""
 
-    def encode_plain(self, text: str) -> array[int]:
+    def encode_plain(self, text: str) -> TokenIds:
         """Ids (`array('I')`) of `text`, control literals in it included as plain characters. Thread-safe."""
         ...
 

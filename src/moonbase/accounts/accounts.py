@@ -1,0 +1,272 @@
+"""The hot path of accounts: who calls, what a request may cost, what it did cost."""
+
+import asyncio
+from collections.abc import Callable
+from hashlib import sha256
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from moonbase.accounts.ids import is_secret
+from moonbase.accounts.keys import Keys, milliseconds
+from moonbase.accounts.pricing import cost, worst_case
+from moonbase.accounts.recorder import Recorder
+from moonbase.catalog.prices import Price
+from moonbase.config import Currency
+from moonbase.errors import DatabaseUnavailable, IncorrectApiKey, InvalidAuthentication
+from moonbase.store import keys as key_store
+from moonbase.store.database import Database
+from moonbase.store.records import Caller, Outcome, UsageRecord
+from moonbase.store.usage import granted_and_cost
+
+KEY_TTL_MS = 2_000  # how long a key that another process revoked may still work here
+_REMEMBERED = 16_384  # keys, and as many guesses, kept in memory
+
+V = TypeVar("V")
+
+
+def bearer(header: str | None) -> str:
+    """The secret in the value of an `Authorization` header. Raises `IncorrectApiKey` for any other shape."""
+    if header is not None:
+        scheme, _, secret = header.strip().partition(" ")
+        secret = secret.lstrip()
+        if scheme.lower() == "bearer" and secret and " " not in secret:
+            return secret
+    raise IncorrectApiKey
+
+
+class Balance(Struct, frozen=True):
+    """Money of an organization in nano-units of its currency. A debt is negative cash."""
+
+    cash_nano: int
+    voucher_nano: int
+
+    @property
+    def available_nano(self) -> int:
+        """The service's rule: a debt does not reduce what vouchers pay (moonshot-api.md 5.2)."""
+        return self.voucher_nano + max(self.cash_nano, 0)
+
+
+class Admission:
+    """A caller who was let in: `with admission as caller`. Leaving gives back what the request occupied."""
+
+    __slots__ = ("_caller",)
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def __enter__(self) -> Caller:
+        return self._caller
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Reservation(Struct, kw_only=True):
+    """What a request may cost, held from its admission until it is settled.
+
+    A context manager: leaving it unsettled settles it as `failed` with nothing billed, so every
+    reservation ends in exactly one usage record.
+    """
+
+    caller: Caller
+    recorder: Recorder
+    clock: Callable[[], int]
+    request_id: str
+    model: str
+    served_by: str
+    price: Price
+    prompt_tokens: int
+    max_tokens: int
+    started_at: int
+    settled: bool = False
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.settled:
+            self.settle(miss=0, hit=0, output=0, outcome="failed")
+
+    @property
+    def held_nano(self) -> int:
+        """The most this request can cost, in nano-units."""
+        return worst_case(self.price, prompt_tokens=self.prompt_tokens, max_tokens=self.max_tokens)
+
+    def settle(
+        self,
+        *,
+        miss: int,
+        hit: int,
+        output: int,
+        outcome: Outcome,
+        write: int = 0,
+        first_token_at: int | None = None,
+    ) -> None:
+        """Record what the request used, whatever its outcome, and bill it. Neither blocks nor awaits.
+
+        The prompt's tokens are `miss` + `hit` + `write`. Settling twice is a bug and an `AssertionError`.
+        """
+        assert not self.settled, f"request {self.request_id} is settled already"
+        self.settled = True
+        caller, price = self.caller, self.price
+        self.recorder.record(
+            UsageRecord(
+                request_id=self.request_id,
+                organization_id=caller.organization_id,
+                project_id=caller.project_id,
+                key_id=caller.key_id,
+                model=self.model,
+                served_by=self.served_by,
+                prompt_miss=miss,
+                prompt_hit=hit,
+                prompt_write=write,
+                output=output,
+                price_miss=price.miss,
+                price_hit=price.hit,
+                price_write=price.write,
+                price_output=price.output,
+                cost_nano=cost(price, miss=miss, hit=hit, write=write, output=output),
+                currency=caller.currency,
+                outcome=outcome,
+                started_at=self.started_at,
+                first_token_at=first_token_at,
+                finished_at=self.clock(),
+            )
+        )
+
+
+class Accounts:
+    """Authentication, reservations and balances over one database.
+
+    An async context manager: it owns the recorder of usage, and leaving it writes what is pending.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        currency: Currency = "USD",
+        clock: Callable[[], int] = milliseconds,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """`clock` gives milliseconds since the epoch, UTC. `database` is open and stays its owner's."""
+        self.keys = Keys(database, currency=currency, clock=clock, on_revoked=self._forget)
+        self.recorder = recorder or Recorder(database)
+        self._database = database
+        self._clock = clock
+        self._callers: _Recent[Caller] = _Recent()
+        self._guesses: _Recent[bool] = _Recent()
+        self._looking_up = asyncio.Lock()
+        self._revocations = 0
+
+    async def __aenter__(self) -> "Accounts":
+        await self.recorder.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.recorder.__aexit__(kind, error, trace)
+
+    async def enter(self, secret: str) -> Admission:
+        """Let the owner of a key in. A key seen in the last `KEY_TTL_MS` costs no await that suspends.
+
+        Raises `InvalidAuthentication` for an unknown or revoked key, `DatabaseUnavailable` when nobody can say.
+        """
+        if not is_secret(secret):
+            raise InvalidAuthentication
+        digest = sha256(secret.encode()).digest()
+        return Admission(self._recall(digest) or await self._look_up(digest))
+
+    def reserve(
+        self,
+        caller: Caller,
+        *,
+        request_id: str,
+        model: str,
+        served_by: str,
+        price: Price,
+        prompt_tokens: int,
+        max_tokens: int,
+        started_at: int,
+    ) -> Reservation:
+        """Hold what a request may cost; use it as a context manager.
+
+        `model` is the public id, `served_by` what answers in its name, `max_tokens` the limit of all
+        choices together, `started_at` the arrival in milliseconds. Raises `DatabaseUnavailable` while
+        so many records wait for the database that this one might be lost.
+        """
+        if self.recorder.full:
+            raise DatabaseUnavailable
+        return Reservation(
+            caller=caller,
+            recorder=self.recorder,
+            clock=self._clock,
+            request_id=request_id,
+            model=model,
+            served_by=served_by,
+            price=price,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            started_at=started_at,
+        )
+
+    async def balance(self, organization_id: str) -> Balance:
+        """Granted credit minus recorded cost, this process's settlements included.
+
+        The credit is a voucher; what was spent beyond it is a debt. Raises `DatabaseUnavailable`.
+        """
+        await self.recorder.flush()
+        async with self._database.read() as connection:
+            granted, spent = await granted_and_cost(connection, organization_id)
+        return Balance(cash_nano=min(granted - spent, 0), voucher_nano=max(granted - spent, 0))
+
+    def _recall(self, digest: bytes) -> Caller | None:
+        now = self._clock()
+        caller = self._callers.get(digest, now)
+        if caller is None and self._guesses.get(digest, now):
+            raise InvalidAuthentication
+        return caller
+
+    async def _look_up(self, digest: bytes) -> Caller:
+        async with self._looking_up:  # the requests that meet an expired key ask the database once
+            if (caller := self._recall(digest)) is not None:
+                return caller
+            asked_at, revocations = self._clock(), self._revocations
+            async with self._database.read() as connection:
+                caller = await key_store.find_caller(connection, digest.hex())
+            if caller is None:
+                self._guesses.put(digest, True, asked_at)
+                raise InvalidAuthentication
+            if revocations == self._revocations:
+                self._callers.put(digest, caller, asked_at)
+            return caller
+
+    def _forget(self, key_id: str) -> None:
+        self._revocations += 1
+        self._callers.drop(lambda caller: caller.key_id == key_id)
+
+
+class _Recent(Generic[V]):
+    """What was true less than `KEY_TTL_MS` ago, by digest. Bounded: the oldest entry gives way."""
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, tuple[V, int]] = {}
+
+    def get(self, digest: bytes, now: int) -> V | None:
+        entry = self._entries.get(digest)
+        # The lower bound expires all entries when the clock is set back.
+        if entry is not None and 0 <= now - entry[1] < KEY_TTL_MS:
+            return entry[0]
+        return None
+
+    def put(self, digest: bytes, value: V, now: int) -> None:
+        self._entries.pop(digest, None)
+        if len(self._entries) >= _REMEMBERED:
+            del self._entries[next(iter(self._entries))]
+        self._entries[digest] = (value, now)
+
+    def drop(self, unwanted: Callable[[V], bool]) -> None:
+        self._entries = {digest: entry for digest, entry in self._entries.items() if not unwanted(entry[0])}

@@ -1,0 +1,170 @@
+"""The way of usage records into the database: in memory first, then in batches by one task."""
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from itertools import islice
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+
+from moonbase.errors import DatabaseUnavailable
+from moonbase.store.database import Database
+from moonbase.store.records import UsageRecord
+from moonbase.store.usage import add_usage
+
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Takes usage records from settlements and writes them to the database.
+
+    An async context manager that owns the writing task; leaving it writes what is pending. Between
+    `record` and the batch that holds it (`interval` seconds, or `batch` records) a record exists in
+    this process only. While the database is away, batches are retried with growing pauses and
+    records pile up; from `limit` pending records on `full` is true and no new request may be
+    admitted, so nothing is ever served that cannot be recorded.
+
+    Methods are called from the event loop's thread only.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        interval: float = 0.1,
+        batch: int = 256,
+        limit: int = 32_768,
+        longest_pause: float = 5.0,
+        closing_timeout: float = 10.0,
+    ) -> None:
+        """Times are seconds. `closing_timeout` is how long leaving waits for a database that is away."""
+        self._database = database
+        self._interval = interval
+        self._batch = batch
+        self._limit = limit
+        self._longest_pause = longest_pause
+        self._closing_timeout = closing_timeout
+        self._pending: deque[UsageRecord] = deque()
+        self._written = 0
+        self._some = asyncio.Event()
+        self._now = asyncio.Event()
+        self._flushes: list[tuple[int, asyncio.Future[None]]] = []
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Recorder":
+        self._task = asyncio.create_task(self._run(), name="usage recorder")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Write what is pending. What the database does not take in time goes, whole, to the log."""
+        assert self._task is not None
+        self._closing = True
+        self._some.set()
+        self._now.set()
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._task, self._closing_timeout)
+        finally:
+            for record in self._pending:
+                _log_lost(record, "the database is not available")
+            self._pending.clear()
+
+    @property
+    def full(self) -> bool:
+        return len(self._pending) >= self._limit
+
+    def record(self, record: UsageRecord) -> None:
+        """Take over a record; never refuses, never waits."""
+        pending = self._pending
+        pending.append(record)
+        if len(pending) == 1:
+            self._some.set()
+        elif len(pending) == self._batch:
+            self._now.set()
+
+    async def flush(self) -> None:
+        """Return when all records taken so far are in the database.
+
+        Raises `DatabaseUnavailable` when it does not take them now; they stay pending.
+        """
+        if self._pending:
+            done = asyncio.get_running_loop().create_future()
+            self._flushes.append((self._written + len(self._pending), done))
+            self._now.set()
+            await done
+
+    async def _run(self) -> None:
+        pause = self._interval
+        while self._pending or not self._closing:
+            await self._some.wait()
+            if pause > self._interval or not self._urgent:
+                await self._wait(pause)
+            self._now.clear()
+            try:
+                await self._write()
+            except DatabaseUnavailable as error:
+                if pause == self._interval:
+                    _log.warning("usage records wait for the database: %s", _first_line(error.__cause__))
+                pause = min(pause * 2, self._longest_pause)
+                self._answer_flushes(error)
+            else:
+                pause = self._interval
+                self._answer_flushes(None)
+            if not self._pending:
+                self._some.clear()
+
+    @property
+    def _urgent(self) -> bool:
+        return len(self._pending) >= self._batch or bool(self._flushes) or self._closing
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._now.wait()
+
+    async def _write(self) -> None:
+        records = list(islice(self._pending, self._batch))
+        try:
+            await self._add(records)
+        except SQLAlchemyError:
+            await self._add_singly(records)
+        for _ in records:
+            self._pending.popleft()
+        self._written += len(records)
+
+    async def _add(self, records: list[UsageRecord]) -> None:
+        if records:
+            async with self._database.write() as connection:
+                await add_usage(connection, records)
+
+    async def _add_singly(self, records: list[UsageRecord]) -> None:
+        """A record that the database refuses for what it is must not hold up the others."""
+        for record in records:
+            try:
+                await self._add([record])
+            except SQLAlchemyError as error:
+                _log_lost(record, _first_line(error))
+
+    def _answer_flushes(self, error: DatabaseUnavailable | None) -> None:
+        waiting: list[tuple[int, asyncio.Future[None]]] = []
+        for target, done in self._flushes:
+            if done.done():
+                continue
+            if self._written >= target:
+                done.set_result(None)
+            elif error is not None:
+                done.set_exception(error)
+            else:
+                waiting.append((target, done))
+        self._flushes = waiting
+
+
+def _log_lost(record: UsageRecord, reason: str) -> None:
+    _log.error("usage record not written (%s): %s", reason, msgspec.json.encode(record).decode())
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).partition("\n")[0]

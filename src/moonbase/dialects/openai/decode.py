@@ -1,0 +1,305 @@
+"""Request bytes to `ChatRequest`, shapes only (moonshot-api.md 1). What a model allows is the catalog's matter."""
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from moonbase.chat.request import (
+    ChatRequest,
+    ImagePart,
+    Message,
+    Part,
+    ResponseFormat,
+    Role,
+    SamplingOptions,
+    TextPart,
+)
+from moonbase.errors import InvalidRequest, WrongType
+
+MAX_STOPS = 5
+MAX_STOP_BYTES = 32
+
+T = TypeVar("T")
+
+
+class ImageURL(Struct):
+    url: str | None = None
+
+
+class ContentPart(Struct):
+    type: str | None = None
+    text: str | None = None
+    image_url: str | ImageURL | None = None
+    video_url: str | ImageURL | None = None
+
+
+class ChatMessage(Struct):
+    role: str | None = None
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    partial: bool | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class JSONSchemaFormat(Struct):
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormatField(Struct):
+    type: str | None = None
+    json_schema: JSONSchemaFormat | None = None
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class ChatCompletionRequest(Struct):
+    """The body of POST /v1/chat/completions. Null means absent; unknown fields are ignored."""
+
+    model: str | None = None
+    messages: list[ChatMessage] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormatField | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    logit_bias: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class EstimateRequest(Struct):
+    """The body of POST /v1/tokenizers/estimate-token-count (moonshot-api.md 5.1)."""
+
+    model: str | None = None
+    messages: list[ChatMessage] | None = None
+
+
+_chat_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_estimate_decoder = msgspec.json.Decoder(EstimateRequest)
+
+
+def decode_chat(body: bytes) -> ChatRequest:
+    """Decode a chat completion request. Raises `InvalidRequest` naming the field."""
+    wire = _decode(_chat_decoder, body)
+    _refuse_unsupported(wire)
+    response_format = _response_format(wire.response_format)
+    limit = wire.max_completion_tokens if wire.max_completion_tokens is not None else wire.max_tokens
+    if limit is not None and limit < 1:
+        name = "max_completion_tokens" if wire.max_completion_tokens is not None else "max_tokens"
+        raise InvalidRequest(f"invalid {name}: must be at least 1", prefix=False)
+    return ChatRequest(
+        model=_model(wire.model),
+        messages=_messages(wire.messages),
+        sampling=SamplingOptions(
+            temperature=wire.temperature,
+            top_p=wire.top_p,
+            n=wire.n,
+            presence_penalty=wire.presence_penalty,
+            frequency_penalty=wire.frequency_penalty,
+        ),
+        max_tokens=limit,
+        stop=_stop(wire.stop),
+        response_format=response_format,
+        stream=bool(wire.stream),
+        include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
+    )
+
+
+def decode_estimate(body: bytes) -> tuple[str, tuple[Message, ...]]:
+    """Decode a token estimate request to the model's id and the messages."""
+    wire = _decode(_estimate_decoder, body)
+    return _model(wire.model), _messages(wire.messages)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    try:
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise _wrong_type(str(error)) from error
+        except msgspec.DecodeError:
+            # JavaScript clients cut strings inside surrogate pairs; the service takes that as U+FFFD.
+            mended = _mend_surrogates(body)
+            if mended == body:
+                raise
+            return _decode(decoder, mended)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("the request body is not valid UTF-8") from error
+    except RecursionError as error:
+        raise InvalidRequest("the request body is nested too deeply") from error
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|u[dD][c-fC-F][0-9a-fA-F]{2}|.)"
+)
+
+
+def _mend_surrogates(body: bytes) -> bytes:
+    def mend(match: re.Match[bytes]) -> bytes:
+        escape = match[0]
+        lone = escape[1:3].lower() == b"ud" and escape[3:4] in b"89abAB" + b"cdefCDEF" and not match[1]
+        return rb"\ufffd" if lone else escape
+
+    return _ESCAPE.sub(mend, body)
+
+
+_VALIDATION = re.compile(r"Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
+_GO_TYPES = {"str": "string", "int": "int", "float": "float64", "bool": "bool", "array": "array"}
+_KINDS = {"str": "string", "int": "number", "float": "number"}
+
+
+def _wrong_type(text: str) -> InvalidRequest:
+    """msgspec's sentence in the words of moonshot-api.md 9.5."""
+    match = _VALIDATION.match(text)
+    if match is None:
+        reason, _, path = text.partition(" - at `$.")
+        return InvalidRequest(f"the `{_dotted(path.rstrip('`'))}` field in the request is illegal: {reason}")
+    expected = match["expected"].split(" | ")[0]
+    got = _KINDS.get(match["got"], match["got"])
+    if not match["path"]:
+        return InvalidRequest(f"the request body must be a JSON object, and {got} is not acceptable")
+    return WrongType(_dotted(match["path"]), _GO_TYPES.get(expected, "dict[string,interface]"), got)
+
+
+def _dotted(path: str) -> str:
+    """`messages[0].content[1].text` to `messages.0.content.1.text`; map keys are shown as `*`."""
+    return path.replace("[...]", ".*").replace("[", ".").replace("]", "")
+
+
+def _refuse_unsupported(wire: ChatCompletionRequest) -> None:
+    if wire.logit_bias is not None:
+        raise InvalidRequest("logit_bias is not supported yet")
+    if wire.top_logprobs is not None and not wire.logprobs:
+        raise InvalidRequest("logprobs must be set to true if top_logprobs is used")
+    if wire.logprobs:
+        raise InvalidRequest("invalid logprobs: only false is allowed for this model", prefix=False)
+    if wire.tools:
+        raise InvalidRequest("tools is not supported yet")
+    if wire.tool_choice is not None and wire.tool_choice not in ("auto", "none"):
+        if wire.tool_choice == "required" or isinstance(wire.tool_choice, dict):
+            raise InvalidRequest("tool_choice needs tools to choose from")
+        raise InvalidRequest(f"unknown tool_choice: {wire.tool_choice}")
+
+
+def _model(model: str | None) -> str:
+    if not model:
+        raise InvalidRequest("model must not be empty")
+    return model
+
+
+def _messages(wire: list[ChatMessage] | None) -> tuple[Message, ...]:
+    if not wire:
+        raise InvalidRequest("messages must not be empty")
+    last = len(wire) - 1
+    return tuple([_message(message, position, last) for position, message in enumerate(wire)])
+
+
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+
+
+def _message(wire: ChatMessage, position: int, last: int) -> Message:
+    role = _ROLES.get(wire.role or "")
+    if role is None:
+        if wire.role == "tool":
+            raise InvalidRequest(f"the message at position {position} has role 'tool': tools is not supported yet")
+        raise InvalidRequest(f"the message at position {position} has an unknown role: {wire.role or ''}")
+    if wire.tool_calls:
+        raise InvalidRequest(f"the message at position {position} has tool_calls: tools is not supported yet")
+    partial = bool(wire.partial)
+    if partial and (role != "assistant" or position != last):
+        raise InvalidRequest("partial is only for the last message, with role 'assistant'")
+    content = _content(wire.content, position)
+    if not content and not (partial and wire.name):
+        raise InvalidRequest(f"the message at position {position} with role '{role}' must not be empty")
+    return Message(role=role, content=content, name=wire.name, partial=partial)
+
+
+def _content(wire: str | list[ContentPart] | None, position: int) -> tuple[Part, ...]:
+    if not wire:
+        return ()
+    if isinstance(wire, str):
+        return (TextPart(wire),)
+    return tuple([_part(part, position) for part in wire])
+
+
+def _part(wire: ContentPart, position: int) -> Part:
+    match wire.type:
+        case "text":
+            if not wire.text:
+                raise InvalidRequest("text content is empty")
+            return TextPart(wire.text)
+        case "image_url":
+            return ImagePart(_media_url(wire.image_url, "image"))
+        case "video_url":
+            _media_url(wire.video_url, "video")
+            raise InvalidRequest(f"the message at position {position} has a video, which this model cannot see")
+        case _:
+            raise InvalidRequest(
+                f"the message at position {position} has an unsupported content type: {wire.type or ''}"
+            )
+
+
+def _media_url(wire: str | ImageURL | None, kind: str) -> str:
+    url = wire.url if isinstance(wire, ImageURL) else wire
+    if not url:
+        raise InvalidRequest(f"{kind}_url must not be empty")
+    if not url.startswith(("data:", "ms://")):
+        raise InvalidRequest(f"unsupported {kind} url: it must be a data: URL with base64 content or ms://<file_id>")
+    return url
+
+
+def _stop(wire: str | list[str] | None) -> tuple[str, ...]:
+    stops = (wire,) if isinstance(wire, str) else tuple(wire or ())
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(
+            f"stop array too long. Expected an array with maximum length {MAX_STOPS}, but got {len(stops)}"
+        )
+    for stop in stops:
+        size = len(stop.encode())
+        if size > MAX_STOP_BYTES:
+            raise InvalidRequest(
+                f"stop string too long. Expected a string with maximum length {MAX_STOP_BYTES}, but got {size}"
+            )
+    return tuple([stop for stop in stops if stop])
+
+
+def _response_format(wire: ResponseFormatField | None) -> ResponseFormat:
+    match wire.type if wire is not None else "text":
+        case "text":
+            return ResponseFormat()
+        case "json_object":
+            return ResponseFormat(kind="json_object")
+        case "json_schema":
+            assert wire is not None
+            given = wire.json_schema
+            if given is None:
+                raise InvalidRequest("response_format.json_schema is required when type is json_schema")
+            if not given.name:
+                raise InvalidRequest("response_format.json_schema.name is required")
+            if given.schema is None:
+                raise InvalidRequest("response_format.json_schema.schema is required")
+            return ResponseFormat(
+                kind="json_schema",
+                schema=msgspec.json.encode(given.schema).decode(),
+                strict=given.strict is not False,
+            )
+        case unknown:
+            raise InvalidRequest(f"unknown response_format.type: {unknown or ''}")

@@ -1,0 +1,138 @@
+"""`ChatEvent`s to the bytes of moonshot-api.md 2 and 3, and errors to those of 9.1."""
+
+import hashlib
+from typing import assert_never
+
+import msgspec
+
+from moonbase.chat.events import ChatEvent, Finished, TextDelta, Usage
+from moonbase.errors import ApiError
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ChunkEncoder:
+    """A stream's events to server-sent events. The constant bytes of a stream are built once."""
+
+    def __init__(self, completion_id: str, created: int, model: str, served_by: str, *, include_usage: bool) -> None:
+        """`created` is in unix seconds; `served_by` names what runs, for the fingerprint."""
+        self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
+            _encode(completion_id),
+            created,
+            _encode(model),
+        )
+        self._tail = b'],"system_fingerprint":"%b"}\n\n' % fingerprint(served_by).encode()
+        self._include_usage = include_usage
+        self._started: set[int] = set()
+        self._total = Usage(0, 0)
+
+    def encode(self, events: list[ChatEvent]) -> bytes:
+        """The frames for what one wake-up brought, the role frame of a new choice first."""
+        frames: list[bytes] = []
+        for event in events:
+            if event.choice not in self._started:
+                self._started.add(event.choice)
+                frames.append(self._frame(event.choice, b'{"role":"assistant","content":""}'))
+            match event:
+                case TextDelta(choice, text):
+                    frames.append(self._frame(choice, b'{"content":%b}' % _encode(text)))
+                case Finished(choice, reason, usage):
+                    self._total = add_usage(self._total, usage)
+                    frames.append(
+                        b'%b{"index":%d,"delta":{},"finish_reason":"%b","usage":%b}%b'
+                        % (self._head, choice, reason.encode(), _usage(usage), self._tail)
+                    )
+                case _:
+                    assert_never(event)
+        return b"".join(frames)
+
+    def done(self) -> bytes:
+        """The end of a complete stream: the usage-only chunk when asked for, and `[DONE]`."""
+        if not self._include_usage:
+            return DONE
+        return b'%b],"usage":%b}\n\n%b' % (self._head, _usage(self._total), DONE)
+
+    def error(self, error: ApiError) -> bytes:
+        """The last frame of a stream that broke after it began. No `[DONE]`: the answer is not done."""
+        return b"data: %b\n\n" % encode_error(error)
+
+    def _frame(self, choice: int, delta: bytes) -> bytes:
+        return b'%b{"index":%d,"delta":%b,"finish_reason":null}%b' % (self._head, choice, delta, self._tail)
+
+
+def encode_completion(completion_id: str, created: int, model: str, events: list[ChatEvent]) -> bytes:
+    """All events of an answer, folded into one chat.completion body."""
+    texts: dict[int, list[str]] = {}
+    finished: dict[int, Finished] = {}
+    for event in events:
+        match event:
+            case TextDelta(choice, text):
+                texts.setdefault(choice, []).append(text)
+            case Finished(choice):
+                finished[choice] = event
+            case _:
+                assert_never(event)
+    total = Usage(0, 0)
+    choices: list[bytes] = []
+    for choice, end in sorted(finished.items()):
+        total = add_usage(total, end.usage)
+        choices.append(
+            b'{"index":%d,"message":{"role":"assistant","content":%b},"finish_reason":"%b"}'
+            % (choice, _encode("".join(texts.get(choice, ()))), end.reason.encode())
+        )
+    return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
+        _encode(completion_id),
+        created,
+        _encode(model),
+        b",".join(choices),
+        _usage(total),
+    )
+
+
+def add_usage(total: Usage, choice: Usage) -> Usage:
+    """Usage of a whole answer: its choices share one prompt, their completions add up."""
+    return Usage(
+        choice.prompt_tokens,
+        total.completion_tokens + choice.completion_tokens,
+        max(total.cached_tokens, choice.cached_tokens),
+    )
+
+
+def encode_error(error: ApiError) -> bytes:
+    """The error body: two keys, message first, escaped as Go's encoder does (moonshot-api.md 9.1)."""
+    body = b'{"error":{"message":%b,"type":%b}}' % (_encode(str(error)), _encode(error.type))
+    return body.replace(b"&", b"\\u0026").replace(b"<", b"\\u003c").replace(b">", b"\\u003e")
+
+
+def encode_unknown_path(method: str, path: str, user_agent: str) -> bytes:
+    """The other envelope, for a path or method that does not exist (moonshot-api.md 9.4)."""
+    return _encode(
+        {
+            "code": 5,
+            "error": "url.not_found",
+            "message": "没找到对象",
+            "method": method,
+            "scode": "0x5",
+            "status": False,
+            "ua": user_agent,
+            "url": path,
+        }
+    )
+
+
+def fingerprint(served_by: str) -> str:
+    """`system_fingerprint`: stable for what answers."""
+    return "fpv0_" + hashlib.sha256(served_by.encode()).hexdigest()[:8]
+
+
+def _usage(usage: Usage) -> bytes:
+    """`cached_tokens` is flat and omitted when 0 (moonshot-api.md 2)."""
+    cached = b',"cached_tokens":%d' % usage.cached_tokens if usage.cached_tokens else b""
+    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b}' % (
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        cached,
+    )

@@ -1,0 +1,51 @@
+"""What engines without a model share: an output known beforehand, played into a `Generation`."""
+
+import asyncio
+
+from moonbase.chat.events import FinishReason
+from moonbase.engines.base import Delta, Generation
+
+Pieces = list[list[int]]
+
+
+def cut(pieces: Pieces, max_tokens: int) -> tuple[Pieces, FinishReason]:
+    """The pieces that fit into `max_tokens`, and how an output of them ends."""
+    kept: Pieces = []
+    left = max_tokens
+    for piece in pieces:
+        if len(piece) > left:
+            return ([*kept, piece[:left]] if left else kept), "length"
+        kept.append(piece)
+        left -= len(piece)
+    return kept, "stop"
+
+
+class Playback:
+    """Plays the same pieces to every choice, `first_delay` and then `delay` seconds apart, until cancelled."""
+
+    def __init__(self, pieces: Pieces, finish: FinishReason, *, choices: int, first_delay: float, delay: float) -> None:
+        self.generation = Generation(choices, self._cancel)
+        self._loop = asyncio.get_running_loop()
+        self._deltas = [Delta(choice, piece) for piece in pieces for choice in range(choices)]
+        self._ends = [Delta(choice, [], finish) for choice in range(choices)]
+        self._per_step = choices if delay else max(1, len(self._deltas))
+        self._delay = delay
+        self._played = 0
+        self._timer = self._loop.call_later(first_delay, self._step)
+
+    def halt(self) -> None:
+        """Play nothing more; the generation stays open."""
+        self._timer.cancel()
+
+    def _step(self) -> None:
+        deltas = self._deltas[self._played : self._played + self._per_step]
+        self._played += len(deltas)
+        if self._played < len(self._deltas):
+            self._timer = self._loop.call_later(self._delay, self._step)
+        else:
+            deltas += self._ends
+        self.generation.put(deltas)
+
+    def _cancel(self, choice: int | None) -> None:
+        if choice is None:
+            self._timer.cancel()

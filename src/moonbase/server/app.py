@@ -1,0 +1,118 @@
+"""The ASGI application: every request gets ids, a host check, an endpoint and exactly one answer."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from moonbase.config import Settings
+from moonbase.dialects.openai.encode import encode_error, encode_unknown_path
+from moonbase.errors import ApiError, HostNotAllowed, RequestTimeout, RequestTooLarge, ServerError
+from moonbase.server.exchange import ClientGone, Exchange, Header
+from moonbase.server.hosts import AllowedHosts
+from moonbase.service.ids import Ids
+from moonbase.telemetry import Metrics
+
+Endpoint = Callable[[Exchange], Awaitable[None]]
+Routes = list[tuple[str, str, Endpoint]]
+
+log = logging.getLogger("moonbase.requests")
+
+
+def build_app(settings: Settings, routes: Routes, metrics: Metrics, ids: Ids) -> ASGIApp:
+    """Put the endpoints (method, path, endpoint) behind the checks and the error handling all of them share."""
+    router = Router(
+        [Route(path, _Adapter(endpoint), methods=[method]) for method, path, endpoint in routes],
+        redirect_slashes=False,
+    )
+    app: ASGIApp = Gateway(settings, router, metrics, ids)
+    if settings.server.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=settings.server.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["msh-request-id", "x-msh-trace-id", "moonbase-served-by", "moonbase-adapted"],
+        )
+    return app
+
+
+class _Adapter:
+    """An endpoint as the plain ASGI application that a Starlette route calls."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoint(scope["moonbase.exchange"])
+
+
+class Gateway:
+    """The outermost edge: whatever happens inside becomes one well-formed answer and one log line."""
+
+    def __init__(self, settings: Settings, router: Router, metrics: Metrics, ids: Ids) -> None:
+        self._limits = settings.server
+        self._router = router
+        self._metrics = metrics
+        self._ids = ids
+        self._hosts = AllowedHosts(settings.server.allowed_hosts, settings.server.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        exchange = Exchange(scope, receive, send, self._limits, self._ids.request(), self._ids.trace())
+        scope["moonbase.exchange"] = exchange
+        scope["app"] = self  # makes Starlette raise for a wrong method instead of answering itself
+        try:
+            if not self._hosts.allows(exchange.header(b"host")):
+                raise HostNotAllowed
+            await self._router(scope, receive, send)
+        except HTTPException:
+            await self._unknown_path(exchange)
+        except ApiError as error:
+            await self._refuse(exchange, error)
+        except ClientGone:
+            exchange.status = 499
+        except Exception:
+            log.exception("request failed", extra={"fields": {"request_id": exchange.arrival.request_id}})
+            await self._refuse(exchange, ServerError())
+        finally:
+            self._record(exchange)
+
+    async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
+        if exchange.finished:
+            return  # a stream told its client in its last frame
+        if exchange.response_started:
+            raise error  # all that is left is to cut the connection
+        headers: list[Header] = []
+        if error.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after))
+        if isinstance(error, RequestTooLarge | RequestTimeout):
+            headers.append((b"connection", b"close"))
+        await exchange.respond(encode_error(error), status=error.status, headers=headers)
+
+    async def _unknown_path(self, exchange: Exchange) -> None:
+        agent = exchange.header(b"user-agent") or ""
+        await exchange.respond(encode_unknown_path(exchange.method, exchange.path, agent), status=404, headers=[])
+
+    def _record(self, exchange: Exchange) -> None:
+        status = exchange.status or 499
+        self._metrics.response(status)
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "%s %s %d",
+                exchange.method,
+                exchange.path,
+                status,
+                extra={
+                    "fields": {
+                        "request_id": exchange.arrival.request_id,
+                        "key": exchange.caller.key_id if exchange.caller is not None else None,
+                        "model": exchange.model,
+                        "ms": round((time.monotonic() - exchange.arrival.monotonic) * 1000, 1),
+                    }
+                },
+            )

@@ -1,0 +1,159 @@
+"""The endpoints of the OpenAI dialect and of operations: they convert, the service decides."""
+
+import secrets
+import time
+
+import msgspec
+
+from moonbase.accounts.accounts import Accounts, Admission, bearer
+from moonbase.catalog.catalog import Catalog
+from moonbase.chat.events import ChatEvent
+from moonbase.chat.request import ChatRequest
+from moonbase.config import Settings
+from moonbase.dialects.openai.decode import decode_chat, decode_estimate
+from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion
+from moonbase.dialects.openai.models import ModelEntry, encode_balance, encode_estimate, encode_models
+from moonbase.errors import ApiError, EngineUnavailable, InvalidAuthentication
+from moonbase.router.router import Router
+from moonbase.server.exchange import Exchange, Header
+from moonbase.server.openapi import document
+from moonbase.service.chat import Answer, ChatService
+from moonbase.service.ids import Ids
+from moonbase.service.models import served_models
+from moonbase.telemetry import Metrics
+
+
+class ChatEndpoint:
+    """POST /v1/chat/completions (moonshot-api.md 1 to 3)."""
+
+    def __init__(self, accounts: Accounts, chat: ChatService, ids: Ids) -> None:
+        self._accounts = accounts
+        self._chat = chat
+        self._ids = ids
+
+    async def __call__(self, exchange: Exchange) -> None:
+        with await enter(self._accounts, exchange) as caller:
+            exchange.caller = caller
+            request = decode_chat(await exchange.body())
+            exchange.model = request.model
+            async with exchange.while_connected(), self._chat.open(caller, request, exchange.arrival) as answer:
+                events = await answer.read()  # nothing is sent before this, so that a failure is still a status
+                if request.stream:
+                    await self._stream(exchange, request, answer, events)
+                else:
+                    await self._whole(exchange, request, answer, events)
+
+    async def _stream(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
+        encoder = ChunkEncoder(
+            self._ids.completion(),
+            exchange.arrival.at // 1000,
+            request.model,
+            answer.served_by,
+            include_usage=request.include_usage,
+        )
+        await exchange.start([(b"cache-control", b"no-cache"), *_answer_headers(answer)])
+        try:
+            while events:
+                await exchange.send(encoder.encode(events), more=True)
+                events = await answer.read()
+        except ApiError as error:
+            await exchange.send(encoder.error(error), more=False)
+            raise
+        await exchange.send(encoder.done(), more=False)
+
+    async def _whole(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
+        everything: list[ChatEvent] = []
+        while events:
+            everything += events
+            events = await answer.read()
+        body = encode_completion(self._ids.completion(), int(time.time()), request.model, everything)
+        await exchange.respond(body, headers=_answer_headers(answer))
+
+
+class AccountEndpoints:
+    """The small authenticated endpoints (moonshot-api.md 4 and 5)."""
+
+    def __init__(self, accounts: Accounts, catalog: Catalog, router: Router, chat: ChatService) -> None:
+        self._accounts = accounts
+        self._catalog = catalog
+        self._router = router
+        self._chat = chat
+
+    async def models(self, exchange: Exchange) -> None:
+        """GET /v1/models: the ids, with the windows and abilities of what really serves them."""
+        with await enter(self._accounts, exchange) as exchange.caller:
+            entries = [
+                ModelEntry(
+                    id=served.model.id,
+                    created=served.model.created,
+                    context_length=served.window,
+                    supports_image_in=served.capabilities.image_in,
+                    supports_video_in=served.capabilities.video_in,
+                    supports_reasoning=served.capabilities.reasoning,
+                    served_by=served.served_by,
+                )
+                for served in served_models(self._catalog, self._router)
+            ]
+            await exchange.respond(encode_models(entries), headers=[])
+
+    async def estimate(self, exchange: Exchange) -> None:
+        """POST /v1/tokenizers/estimate-token-count."""
+        with await enter(self._accounts, exchange) as caller:
+            exchange.caller = caller
+            model_id, messages = decode_estimate(await exchange.body())
+            exchange.model = model_id
+            tokens = await self._chat.count(caller, model_id, messages)
+            await exchange.respond(encode_estimate(tokens), headers=[])
+
+    async def balance(self, exchange: Exchange) -> None:
+        """GET /v1/users/me/balance: granted credit minus recorded cost."""
+        with await enter(self._accounts, exchange) as caller:
+            exchange.caller = caller
+            balance = await self._accounts.balance(caller.organization_id)
+            body = encode_balance(balance.available_nano, balance.voucher_nano, balance.cash_nano)
+            await exchange.respond(body, headers=[])
+
+
+class OperationEndpoints:
+    """Health, metrics and the description of the interface, without an account."""
+
+    def __init__(self, settings: Settings, router: Router, metrics: Metrics) -> None:
+        self._token = settings.metrics.token
+        self._router = router
+        self._metrics = metrics
+
+    async def healthz(self, exchange: Exchange) -> None:
+        """The process answers."""
+        await exchange.respond(b'{"status":"ok"}', headers=[])
+
+    async def readyz(self, exchange: Exchange) -> None:
+        """Requests would be accepted now; else 503 with Retry-After."""
+        if not self._router.deployment.engine.ready:
+            raise EngineUnavailable(retry_after=1)
+        await exchange.respond(b'{"status":"ready"}', headers=[])
+
+    async def metrics(self, exchange: Exchange) -> None:
+        """Prometheus metrics, for holders of `metrics.token`."""
+        given = bearer(exchange.header(b"authorization"))
+        if self._token is None or not secrets.compare_digest(given.encode(), self._token.encode()):
+            raise InvalidAuthentication
+        body = self._metrics.exposition()
+        await exchange.respond(body, content_type=b"text/plain; version=0.0.4; charset=utf-8", headers=[])
+
+    async def openapi(self, exchange: Exchange) -> None:
+        """GET /openapi.json."""
+        await exchange.respond(msgspec.json.encode(document()), headers=[])
+
+
+async def enter(accounts: Accounts, exchange: Exchange) -> Admission:
+    """Authenticate the request by its Authorization header."""
+    return await accounts.enter(bearer(exchange.header(b"authorization")))
+
+
+def _answer_headers(answer: Answer) -> list[Header]:
+    headers = [(b"moonbase-served-by", answer.served_by.encode())]
+    if answer.cached_tokens:
+        headers.append((b"msh-context-cache-token-saved", b"%d" % answer.cached_tokens))
+    if answer.adapted:
+        headers.append((b"moonbase-adapted", ", ".join(answer.adapted).encode()))
+    return headers

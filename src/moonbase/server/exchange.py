@@ -1,0 +1,148 @@
+"""One request and its response: what the endpoints work with instead of raw ASGI."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.types import Receive, Scope, Send
+
+from moonbase.config import ServerSettings
+from moonbase.errors import RequestTimeout, RequestTooLarge
+from moonbase.service.chat import Arrival
+from moonbase.store.records import Caller
+
+JSON = b"application/json; charset=utf-8"
+EVENT_STREAM = b"text/event-stream"
+
+Header = tuple[bytes, bytes]
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+class Exchange:
+    """A request with its ids. Every response carries them (moonshot-api.md 9.2)."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limits: ServerSettings, request_id: str, trace_id: str
+    ) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.arrival = Arrival(request_id, time.time_ns() // 1_000_000, time.monotonic())
+        self.trace_id = trace_id
+        self.caller: Caller | None = None
+        self.model: str | None = None
+        self.status: int | None = None
+        self.finished = False
+        self._send = send
+        self._limits = limits
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    @property
+    def path(self) -> str:
+        return str(self.scope["path"])
+
+    @property
+    def response_started(self) -> bool:
+        return self.status is not None
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of that (lower-case) name, None when absent."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return str(value, "latin-1")
+        return None
+
+    async def body(self) -> bytes:
+        """The whole body. Raises `RequestTooLarge`, `RequestTimeout` or `ClientGone`."""
+        limit = self._limits.max_body_bytes
+        announced = self.header(b"content-length")
+        if announced is not None and announced.isdecimal() and int(announced) > limit:
+            raise RequestTooLarge(limit)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_timeout):
+                while True:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if size > limit:
+                        raise RequestTooLarge(limit)
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        except TimeoutError as error:
+            raise RequestTimeout(self._limits.body_timeout) from error
+
+    async def respond(
+        self, body: bytes, *, status: int = 200, content_type: bytes = JSON, headers: list[Header]
+    ) -> None:
+        """Send a whole response."""
+        await self.start([(b"content-length", b"%d" % len(body)), *headers], status=status, content_type=content_type)
+        await self.send(body, more=False)
+
+    async def start(self, headers: list[Header], *, status: int = 200, content_type: bytes = EVENT_STREAM) -> None:
+        """Send the head of a response; the body follows through `send`."""
+        self.status = status
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-type", content_type), *self._own_headers(), *headers],
+            }
+        )
+
+    async def send(self, body: bytes, *, more: bool) -> None:
+        self.finished = not more
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    @asynccontextmanager
+    async def while_connected(self) -> AsyncIterator[None]:
+        """Run the body of the `async with` until it ends or the client leaves, which cancels it.
+
+        The body has been read, so the only thing left to receive is the disconnect.
+        """
+        left = False
+        task = asyncio.current_task()
+        assert task is not None
+
+        async def watch() -> None:
+            nonlocal left
+            while (await self.receive())["type"] != "http.disconnect":
+                pass
+            if not self.finished:  # a complete response ends with the same message
+                left = True
+                task.cancel()
+
+        watcher = asyncio.create_task(watch())  # held here and cancelled below
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not left or task.uncancel() > 0:
+                raise
+        finally:
+            watcher.cancel()
+
+    def _own_headers(self) -> list[Header]:
+        headers = [
+            (b"msh-request-id", self.arrival.request_id.encode()),
+            (b"x-msh-trace-id", self.trace_id.encode()),
+            (b"msh-trace-mode", b"on"),
+            (b"vary", b"Origin"),
+        ]
+        if self.caller is not None:
+            headers += [
+                (b"msh-org-id", self.caller.organization_id.encode()),
+                (b"msh-project-id", self.caller.project_id.encode()),
+                (b"msh-uid", self.caller.uid.encode()),
+                (b"msh-gid", b"enterprise-tier-%d" % self.caller.tier),
+            ]
+        return headers

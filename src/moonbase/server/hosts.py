@@ -1,0 +1,31 @@
+"""Which `Host` headers this server answers for: what keeps web pages from reaching it by DNS rebinding."""
+
+import re
+
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.IGNORECASE)
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+class AllowedHosts:
+    """Loopback names, the address listened on, and what is configured (`*.example.com` covers subdomains)."""
+
+    def __init__(self, configured: tuple[str, ...], listening_on: str) -> None:
+        own = f"[{listening_on}]" if ":" in listening_on else listening_on
+        names = {name.lower() for name in (*_LOOPBACK, own, *configured)}
+        self._any = "*" in names
+        self._exact = {name for name in names if not name.startswith("*.")}
+        self._suffixes = tuple([name[1:] for name in names if name.startswith("*.")])
+        self._seen: set[str] = set()
+
+    def allows(self, host: str | None) -> bool:
+        """Whether a request with this `Host` is ours; a malformed or missing one is not."""
+        if host in self._seen:
+            return True
+        match = _HOST.fullmatch(host) if host is not None else None
+        if host is None or match is None:
+            return False
+        name = match["name"].lower()
+        allowed = self._any or name in self._exact or (bool(self._suffixes) and name.endswith(self._suffixes))
+        if allowed and len(self._seen) < 64:
+            self._seen.add(host)
+        return allowed

@@ -1,0 +1,116 @@
+"""HTTP/1.1 connections: uvicorn's protocol with limits on size and time of a request's head."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from moonbase.config import ServerSettings
+from moonbase.dialects.openai.encode import encode_error
+from moonbase.errors import InvalidRequest
+
+_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+def protocol_class(settings: ServerSettings) -> type[HttpToolsProtocol]:
+    """The protocol with the limits of `settings`; uvicorn makes one object of it per connection."""
+
+    class LimitedProtocol(_LimitedProtocol):
+        limits = settings
+
+    return LimitedProtocol
+
+
+class _LimitedProtocol(HttpToolsProtocol):
+    """httptools caps nothing and uvicorn times only idle connections (issues in both ask for it)."""
+
+    limits: ServerSettings
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._began = False
+        self._head_bytes = 0
+        self._refusal = (400, "the HTTP request is malformed")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm(self.limits.header_timeout, self._head_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._began = False
+        super().data_received(data)
+        # A head that began inside this chunk is counted from the next one on: complete heads are measured exactly.
+        if self._in_head and not self._began:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.limits.max_header_bytes and not self.transport.is_closing():
+                self._too_large()
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = self._began = True
+        self._head_bytes = 0
+        if self._timer is None:
+            self._arm(self.limits.header_timeout, self._head_late)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+        if size > self.limits.max_header_bytes:
+            self._too_large()
+            raise ValueError("request head too large")
+        super().on_headers_complete()
+        self._arm(self.limits.body_timeout, self._body_late)
+
+    def on_message_complete(self) -> None:
+        self._disarm()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse in the shape of every other error. uvicorn calls this when a request cannot be parsed."""
+        status, detail = self._refusal
+        body = encode_error(InvalidRequest(detail))
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json; charset=utf-8\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _too_large(self) -> None:
+        self._refusal = (431, f"the request head is larger than {self.limits.max_header_bytes} bytes")
+
+    def _arm(self, seconds: float, late: Any) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _head_late(self) -> None:
+        if self.cycle is None and not self._head_bytes:
+            self.transport.close()  # nothing was asked, so nothing is answered
+        else:
+            self._refusal = (408, f"the request head did not arrive within {self.limits.header_timeout:g} seconds")
+            self.send_400_response("")
+
+    def _body_late(self) -> None:
+        # While the application still reads, it answers 408 itself; here is the body nobody waits for.
+        if self.cycle is not None and self.cycle.response_complete:
+            self.transport.close()

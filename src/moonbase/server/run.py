@@ -1,0 +1,122 @@
+"""Runs a server: sockets, signals, a graceful end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from moonbase.config import ServerSettings, Settings
+from moonbase.errors import ConfigurationError
+from moonbase.server.protocol import protocol_class
+from moonbase.server.world import World, build_world
+
+log = logging.getLogger("moonbase.server")
+
+Ready = Callable[[World, str], None]
+
+
+def run(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is told the world and the base URL once requests are accepted.
+
+    Open answers get `server.shutdown_grace` seconds to finish. Raises `ConfigurationError` or
+    `ModelFileError` for what stops a start.
+    """
+    uvloop.run(_serve(settings, home, cache, ready))
+
+
+async def _serve(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:
+    with _bind(settings.server) as listener:  # first: a used port should not cost the loading of a model
+        async with build_world(settings, home, cache) as world:
+            if settings.metrics.port is not None:
+                _serve_metrics(settings, world)
+            server = _Server(
+                _uvicorn_config(settings.server, world.app), lambda: ready(world, _url(settings, listener))
+            )
+            await server.serve(sockets=[listener])
+            log.info("stopping")
+
+
+def _bind(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(
+            f"server.port: cannot listen on {settings.host} port {settings.port} ({error.strerror}); "
+            "stop what uses it or choose another with --port"
+        ) from error
+
+
+def _serve_metrics(settings: Settings, world: World) -> None:
+    from prometheus_client import start_http_server
+
+    metrics = settings.metrics
+    assert metrics.port is not None
+    try:
+        start_http_server(metrics.port, metrics.host, registry=world.metrics.registry)
+    except OSError as error:
+        raise ConfigurationError(
+            f"metrics.port: cannot listen on {metrics.host} port {metrics.port} ({error.strerror})"
+        ) from error
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    scheme = "http" if settings.server.tls_certificate is None else "https"
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def _uvicorn_config(settings: ServerSettings, app: ASGIApp) -> uvicorn.Config:
+    try:
+        config = uvicorn.Config(
+            app,
+            http=protocol_class(settings),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+        config.load()
+    except OSError as error:  # ssl.SSLError is one, and a missing file
+        raise ConfigurationError(f"server.tls_certificate: cannot be used ({error})") from error
+    return config
+
+
+class _Server(uvicorn.Server):
+    """Announces that it listens, and ends by returning: uvicorn's own would die of the signal it caught."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)

@@ -1,0 +1,59 @@
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import URL, Connection, text
+
+from moonbase.errors import ConfigurationError
+from moonbase.store.database import Database
+from moonbase.store.migrate import head, migrate
+from moonbase.store.tables import metadata
+
+pytestmark = pytest.mark.anyio
+
+
+def _differences(connection: Connection) -> list[Any]:
+    return compare_metadata(MigrationContext.configure(connection), metadata)
+
+
+async def test_the_migrations_make_the_declared_tables(database: Database) -> None:
+    async with database.read() as connection:
+        assert await connection.run_sync(_differences) == []
+
+
+async def test_several_starts_at_once_migrate_once(url: URL) -> None:
+    await asyncio.gather(*(migrate(url) for _ in range(4)))
+    async with Database(url) as database, database.read() as connection:
+        assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalars().all() == [head()]
+
+
+async def test_a_newer_schema_is_refused(url: URL) -> None:
+    await migrate(url)
+    async with Database(url) as database, database.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match=f"has schema 9999 and this program knows {head()}; install"):
+        await migrate(url)
+
+
+async def test_somebody_elses_tables_are_refused_and_left_alone(url: URL) -> None:
+    async with Database(url) as database, database.write() as connection:
+        await connection.execute(text("CREATE TABLE project (n INTEGER)"))
+    with pytest.raises(ConfigurationError, match=r"already exists\); set database\.url to a database that only"):
+        await migrate(url)
+    async with Database(url) as database, database.write() as connection:
+        await connection.execute(text("CREATE TABLE organization (n INTEGER)"))
+
+
+async def test_an_up_to_date_database_needs_no_alembic(url: URL) -> None:
+    await migrate(url)
+    script = (
+        "import asyncio, sys; from sqlalchemy import make_url; from moonbase.store.migrate import migrate;"
+        f"asyncio.run(migrate(make_url({url.render_as_string(hide_password=False)!r})));"
+        "sys.exit('alembic' in sys.modules)"
+    )
+    child = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script])
+    assert child.returncode == 0
