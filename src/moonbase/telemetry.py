@@ -5,14 +5,12 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-
-from moonbase.config import LogSettings
 
 _TTFT_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ITL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -129,12 +127,14 @@ class Metrics(Collector):
             yield gauge
 
 
-def configure_logging(settings: LogSettings) -> None:
-    """Write records to standard error: JSON lines, or text on a terminal."""
-    as_text = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
+def configure_logging(level: str, line_format: Literal["auto", "text", "json"]) -> None:
+    """Write records of `level` and above to standard error; `auto` is text on a terminal, else JSON lines."""
+    as_text = line_format == "text" or (line_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_TextFormatter() if as_text else _JsonFormatter())
-    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for chatty in ("alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

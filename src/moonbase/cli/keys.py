@@ -23,9 +23,16 @@ ConfigOption = Annotated[
 ]
 
 
+def _printable(name: str) -> str:
+    """A name's control characters would make lines and columns of their own."""
+    if not name.strip() or not name.isprintable():
+        raise typer.BadParameter("must be printable text that is not empty")
+    return name
+
+
 @app.command()
 def create(
-    name: Annotated[str, typer.Option("--name", help="What the key is for; shown by `keys list`.")],
+    name: Annotated[str, typer.Option("--name", callback=_printable, help="What the key is for, for `keys list`.")],
     config_file: ConfigOption = None,
 ) -> None:
     """Create a key and print its secret, which cannot be shown again, and nothing else."""
@@ -96,16 +103,11 @@ _COLUMNS = ("Id", "Name", "Secret", "Created", "Revoked")
 
 def _cells(key: "Key") -> tuple[str, ...]:
     revoked = "" if key.revoked_at is None else _time(key.revoked_at)
-    return key.id, _one_line(key.name), f"sk-…{key.hint}", _time(key.created_at), revoked
+    return key.id, key.name, f"sk-…{key.hint}", _time(key.created_at), revoked
 
 
 def _time(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds // 1000, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _one_line(name: str) -> str:
-    """A name's control characters must not make new lines or columns."""
-    return "".join(character if character.isprintable() else " " for character in name)
 
 
 def _print_table(keys: "list[Key]") -> None:

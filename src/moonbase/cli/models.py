@@ -113,6 +113,7 @@ def _table(title: str, columns: _Row, rows: list[_Row]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    typer.echo()
 
 
 def _model_row(model: "Model", currency: "Currency") -> _Row:

@@ -48,7 +48,7 @@ def serve(
     if public:
         overrides["server.public"] = "true"
     settings = config.load(config_file, overrides)
-    telemetry.configure_logging(settings.log)
+    telemetry.configure_logging(settings.log.level, settings.log.format)
     _fetch_model(settings)
 
     from moonbase.server.run import run

@@ -150,9 +150,10 @@ class Database:
 
 def _sqlite_engine(url: URL) -> AsyncEngine:
     # isolation_level None: the driver starts no transactions of its own, `_begin` does.
-    engine = create_async_engine(
-        url, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT, "isolation_level": None}
-    )
+    arguments: dict[str, Any] = {"isolation_level": None}
+    if "timeout" not in url.query:
+        arguments["timeout"] = _BUSY_TIMEOUT
+    engine = create_async_engine(url, hide_parameters=True, connect_args=arguments)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connect(connection: Any, _: object) -> None:

@@ -12,11 +12,9 @@ import msgspec
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Encoder
 
+from moonbase.engines.base import TokenIds, Tokenizer
 from moonbase.engines.gguf import GGUF
 from moonbase.errors import ModelFileError
-
-if TYPE_CHECKING:
-    from moonbase.engines.base import TokenIds, Tokenizer
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -46,8 +44,8 @@ class HuggingFaceTokenizer:
         self._bytes = table
 
     @classmethod
-    def from_model(cls, path: Path) -> "HuggingFaceTokenizer":
-        """The tokenizer of an OpenVINO model folder or of a GGUF file."""
+    def read(cls, path: Path) -> "HuggingFaceTokenizer":
+        """The tokenizer of a model folder (its `tokenizer.json`) or of a GGUF file. Raises `ModelFileError`."""
         return cls.from_file(path / "tokenizer.json") if path.is_dir() else cls.from_gguf(GGUF.read(path))
 
     @classmethod
@@ -139,4 +137,6 @@ def _pretokenizers() -> dict[str, pre_tokenizers.PreTokenizer]:
 
 
 if TYPE_CHECKING:
-    _: type[Tokenizer] = HuggingFaceTokenizer
+
+    def _conforms(tokenizer: HuggingFaceTokenizer) -> Tokenizer:
+        return tokenizer

@@ -1,0 +1,5 @@
+"""`python -m moonbase`."""
+
+from moonbase.cli import main
+
+main()

@@ -1,0 +1,231 @@
+import asyncio
+import datetime
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import text
+
+from moonbase.accounts.accounts import KEY_TTL_MS, Accounts, Balance, Reservation, bearer
+from moonbase.accounts.keys import Keys
+from moonbase.accounts.recorder import Recorder
+from moonbase.catalog.prices import Price
+from moonbase.errors import DatabaseUnavailable, IncorrectApiKey, InvalidAuthentication
+from moonbase.store.database import Database
+from moonbase.store.records import Caller
+
+pytestmark = pytest.mark.anyio
+
+PRICE = Price(since=datetime.date(2025, 9, 5), miss=600_000_000, hit=150_000_000, write=0, output=2_500_000_000)
+CALLER = Caller("org-a", "proj-a", "ak-a", "u", 5, "USD")
+
+
+class Clock:
+    """Milliseconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_795_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def accounts(database: Database, clock: Clock) -> AsyncIterator[Accounts]:
+    async with Accounts(database, clock=clock) as accounts:
+        yield accounts
+
+
+def _reserve(accounts: Accounts, caller: Caller, request_id: str = "r", max_tokens: int = 100) -> Reservation:
+    return accounts.reserve(
+        caller,
+        request_id=request_id,
+        model="kimi-k2-0905-preview",
+        served_by="echo",
+        price=PRICE,
+        prompt_tokens=10,
+        max_tokens=max_tokens,
+        started_at=5,
+    )
+
+
+async def _usage(accounts: Accounts, database: Database) -> list[dict[str, object]]:
+    await accounts.recorder.flush()
+    async with database.read() as connection:
+        rows = await connection.execute(text("SELECT * FROM usage ORDER BY request_id"))
+        return [dict(row) for row in rows.mappings()]
+
+
+@pytest.mark.parametrize("header", ["Bearer sk-x", "bearer sk-x", "BEARER  sk-x ", " Bearer sk-x"])
+def test_a_bearer_header_gives_its_secret(header: str) -> None:
+    assert bearer(header) == "sk-x"
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "sk-x", "Basic sk-x", "Bearer sk-x sk-y", "Bearersk-x"]
+)
+def test_any_other_header_is_an_incorrect_key(header: str | None) -> None:
+    with pytest.raises(IncorrectApiKey):
+        bearer(header)
+
+
+async def test_a_key_stands_for_its_project_and_organization(accounts: Accounts) -> None:
+    key, secret = await accounts.keys.create("mine")
+    with await accounts.enter(secret) as caller:
+        assert (caller.key_id, caller.project_id) == (key.id, key.project_id)
+        assert caller.organization_id.startswith("org-")
+        assert (len(caller.uid), caller.tier, caller.currency) == (20, 5, "USD")
+
+
+@pytest.mark.parametrize("secret", ["", "sk-", "sk-" + "x" * 48, "sk-" + "x" * 10**6, "\udcff", "sk-" + "\0" * 48])
+async def test_an_unknown_key_is_refused_every_time(accounts: Accounts, secret: str) -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidAuthentication):
+            await accounts.enter(secret)
+
+
+async def test_a_key_revoked_in_this_process_is_refused_at_once(accounts: Accounts) -> None:
+    key, secret = await accounts.keys.create("mine")
+    await accounts.enter(secret)
+    await accounts.keys.revoke(key.id)
+    with pytest.raises(InvalidAuthentication):
+        await accounts.enter(secret)
+
+
+async def test_a_key_revoked_by_another_process_is_refused_within_two_seconds(
+    accounts: Accounts, database: Database, clock: Clock
+) -> None:
+    key, secret = await accounts.keys.create("mine")
+    await accounts.enter(secret)
+    await Keys(database, currency="USD").revoke(key.id)
+    clock.now += KEY_TTL_MS - 1
+    await accounts.enter(secret)
+    clock.now += 1
+    with pytest.raises(InvalidAuthentication):
+        await accounts.enter(secret)
+    assert KEY_TTL_MS <= 2000
+
+
+async def test_a_clock_set_back_does_not_prolong_a_revoked_key(
+    accounts: Accounts, database: Database, clock: Clock
+) -> None:
+    key, secret = await accounts.keys.create("mine")
+    await accounts.enter(secret)
+    await Keys(database, currency="USD").revoke(key.id)
+    clock.now -= 3_600_000
+    with pytest.raises(InvalidAuthentication):
+        await accounts.enter(secret)
+
+
+async def test_a_known_key_enters_without_giving_way_to_other_tasks(accounts: Accounts) -> None:
+    _, secret = await accounts.keys.create("mine")
+    await accounts.enter(secret)
+    entering = accounts.enter(secret)
+    with pytest.raises(StopIteration):  # it returns on the first step, so it never reached the loop
+        entering.send(None)
+
+
+async def test_many_at_once_enter_with_a_key_not_seen_before(accounts: Accounts) -> None:
+    key, secret = await accounts.keys.create("mine")
+    admissions = await asyncio.gather(*(accounts.enter(secret) for _ in range(50)))
+    for admission in admissions:
+        with admission as caller:
+            assert caller.key_id == key.id
+
+
+async def test_guesses_do_not_push_out_known_keys(accounts: Accounts, database: Database) -> None:
+    _, secret = await accounts.keys.create("mine")
+    await accounts.enter(secret)
+    for guess in range(50):
+        with pytest.raises(InvalidAuthentication):
+            await accounts.enter(f"sk-{guess:048}")
+    await database.close()
+    await accounts.enter(secret)
+
+
+async def test_a_settled_request_is_one_complete_usage_record(
+    accounts: Accounts, database: Database, clock: Clock
+) -> None:
+    with _reserve(accounts, CALLER) as reservation:
+        reservation.settle(miss=7, hit=3, output=20, outcome="length", first_token_at=6)
+    assert await _usage(accounts, database) == [
+        {
+            "request_id": "r",
+            "organization_id": "org-a",
+            "project_id": "proj-a",
+            "key_id": "ak-a",
+            "model": "kimi-k2-0905-preview",
+            "served_by": "echo",
+            "prompt_miss": 7,
+            "prompt_hit": 3,
+            "prompt_write": 0,
+            "output": 20,
+            "price_miss": 600_000_000,
+            "price_hit": 150_000_000,
+            "price_write": 0,
+            "price_output": 2_500_000_000,
+            "cost_nano": 7 * 600 + 3 * 150 + 20 * 2500,
+            "currency": "USD",
+            "outcome": "length",
+            "started_at": 5,
+            "first_token_at": 6,
+            "finished_at": clock.now,
+        }
+    ]
+
+
+async def test_a_request_left_unsettled_failed_and_costs_nothing(accounts: Accounts, database: Database) -> None:
+    async def serve() -> None:
+        with _reserve(accounts, CALLER):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await serve()
+    (record,) = await _usage(accounts, database)
+    assert (record["outcome"], record["cost_nano"], record["first_token_at"]) == ("failed", 0, None)
+
+
+async def test_settling_twice_is_a_bug_and_bills_once(accounts: Accounts, database: Database) -> None:
+    with _reserve(accounts, CALLER) as reservation:
+        reservation.settle(miss=1, hit=0, output=1, outcome="stop")
+        with pytest.raises(AssertionError):
+            reservation.settle(miss=1, hit=0, output=1, outcome="stop")
+    assert len(await _usage(accounts, database)) == 1
+
+
+async def test_a_reservation_holds_the_worst_case(accounts: Accounts) -> None:
+    with _reserve(accounts, CALLER, max_tokens=100) as reservation:
+        assert reservation.held_nano == 10 * 600 + 100 * 2500
+
+
+async def test_nothing_is_admitted_that_could_not_be_recorded(database: Database) -> None:
+    async with Accounts(database, recorder=Recorder(database, limit=1)) as accounts:
+        _reserve(accounts, CALLER, "a").settle(miss=1, hit=0, output=1, outcome="stop")
+        with pytest.raises(DatabaseUnavailable):
+            _reserve(accounts, CALLER, "b")
+        await accounts.recorder.flush()
+        _reserve(accounts, CALLER, "b").settle(miss=1, hit=0, output=1, outcome="stop")
+
+
+async def test_the_balance_is_the_credit_less_the_cost_pending_records_included(
+    accounts: Accounts, database: Database
+) -> None:
+    _, secret = await accounts.keys.create("mine")
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE organization SET granted_nano = 1000000"))
+    with await accounts.enter(secret) as caller:
+        _reserve(accounts, caller).settle(miss=1000, hit=0, output=0, outcome="stop")
+        balance = await accounts.balance(caller.organization_id)
+        assert balance == Balance(cash_nano=0, voucher_nano=400_000)
+        assert balance.available_nano == 400_000
+        _reserve(accounts, caller, "s").settle(miss=1000, hit=0, output=0, outcome="stop")
+        assert await accounts.balance(caller.organization_id) == Balance(cash_nano=-200_000, voucher_nano=0)
+
+
+@pytest.mark.parametrize(("cash", "voucher", "available"), [(3, 4, 7), (-3, 4, 4), (-3, 0, 0), (0, 0, 0)])
+def test_a_debt_does_not_reduce_what_vouchers_pay(cash: int, voucher: int, available: int) -> None:
+    assert Balance(cash_nano=cash, voucher_nano=voucher).available_nano == available

@@ -1,0 +1,77 @@
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, text
+
+from moonbase.accounts.keys import Keys
+from moonbase.errors import ConfigurationError, UnknownKey
+from moonbase.store.database import Database, database_url
+from moonbase.store.migrate import migrate
+
+pytestmark = pytest.mark.anyio
+
+
+def _keys(database: Database, now: int = 1_795_000_000_000) -> Keys:
+    return Keys(database, currency="CNY", clock=lambda: now)
+
+
+async def test_the_first_start_tells_its_secret_once(database: Database) -> None:
+    secret = await _keys(database).first_start()
+    assert secret is not None
+    assert secret.startswith("sk-")
+    assert await _keys(database).first_start() is None
+    assert [key.name for key in await _keys(database).list()] == ["default"]
+
+
+async def test_of_many_first_starts_one_gets_the_secret(url: URL) -> None:
+    async def start() -> str | None:
+        await migrate(url)
+        async with Database(url) as database:
+            return await _keys(database).first_start()
+
+    secrets = await asyncio.gather(*(start() for _ in range(5)))
+    assert len([secret for secret in secrets if secret]) == 1
+
+
+async def test_the_default_organization_is_postpaid_and_pays_in_the_configured_currency(database: Database) -> None:
+    await _keys(database).first_start()
+    async with database.read() as connection:
+        rows = await connection.execute(text("SELECT name, currency, granted_nano, postpaid FROM organization"))
+        assert [tuple(row) for row in rows] == [("default", "CNY", 0, True)]
+
+
+async def test_a_key_made_before_the_first_start_makes_a_first_key_needless(database: Database) -> None:
+    key, secret = await _keys(database).create("mine")
+    assert await _keys(database).first_start() is None
+    assert await _keys(database).list() == [key]
+    assert key.hint == secret[-4:]
+
+
+async def test_the_database_holds_the_hash_of_a_secret_and_nothing_else_of_it(database: Database) -> None:
+    _, secret = await _keys(database).create("mine")
+    async with database.read() as connection:
+        stored = (await connection.execute(text("SELECT secret_hash FROM key"))).scalar_one()
+    assert stored == hashlib.sha256(secret.encode()).hexdigest()
+
+
+async def test_a_key_revoked_twice_keeps_its_first_time(database: Database) -> None:
+    key, _ = await _keys(database).create("mine")
+    await _keys(database, now=7).revoke(key.id)
+    await _keys(database, now=8).revoke(key.id)
+    assert [key.revoked_at for key in await _keys(database).list()] == [7]
+
+
+async def test_an_unknown_key_cannot_be_revoked(database: Database) -> None:
+    with pytest.raises(UnknownKey, match="there is no key 'ak-none'; `moonbase keys list` shows the ids"):
+        await _keys(database).revoke("ak-none")
+
+
+async def test_a_first_start_that_the_database_refuses_is_a_configuration_error(tmp_path: Path) -> None:
+    await migrate(database_url(None, tmp_path))
+    file = tmp_path / "moonbase.db"
+    file.write_bytes(file.read_bytes()[:4096].ljust(65_536, b"\xff"))
+    async with Database(database_url(None, tmp_path)) as database:
+        with pytest.raises(ConfigurationError, match="is damaged; restore a backup"):
+            await _keys(database).first_start()

@@ -1,0 +1,168 @@
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from sqlalchemy import text
+
+from moonbase.accounts.recorder import Recorder
+from moonbase.errors import DatabaseUnavailable
+from moonbase.store.database import Database, database_url
+from moonbase.store.migrate import migrate
+from moonbase.store.records import UsageRecord
+
+pytestmark = pytest.mark.anyio
+
+RECORD = UsageRecord(
+    request_id="",
+    organization_id="org-a",
+    project_id="proj-a",
+    key_id="ak-a",
+    model="m",
+    served_by="echo",
+    prompt_miss=1,
+    prompt_hit=0,
+    prompt_write=0,
+    output=1,
+    price_miss=1,
+    price_hit=1,
+    price_write=1,
+    price_output=1,
+    cost_nano=1,
+    currency="USD",
+    outcome="stop",
+    started_at=0,
+    first_token_at=0,
+    finished_at=0,
+)
+
+
+def _records(count: int, prefix: str = "r") -> list[UsageRecord]:
+    return [replace(RECORD, request_id=f"{prefix}{i}") for i in range(count)]
+
+
+async def _stored(database: Database) -> int:
+    async with database.read() as connection:
+        count: int = (await connection.execute(text("SELECT count(*) FROM usage"))).scalar_one()
+        return count
+
+
+async def _until_stored(database: Database, count: int) -> None:
+    async with asyncio.timeout(5):
+        while await _stored(database) < count:  # noqa: ASYNC110 - a database gives no signal
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def _impatient(tmp_path: Path) -> AsyncIterator[tuple[Database, sqlite3.Connection]]:
+    """A SQLite database that gives up waiting at once, and another connection that can lock it."""
+    url = database_url(None, tmp_path)
+    await migrate(url)
+    other = sqlite3.connect(tmp_path / "moonbase.db", isolation_level=None)
+    try:
+        async with Database(url.update_query_dict({"timeout": "0.01"})) as database:
+            yield database, other
+    finally:
+        other.close()
+
+
+async def test_flush_returns_when_all_records_are_stored(database: Database) -> None:
+    async with Recorder(database, interval=60, batch=10) as recorder:
+        for record in _records(25):
+            recorder.record(record)
+        await recorder.flush()
+        assert await _stored(database) == 25
+        await recorder.flush()
+
+
+async def test_a_full_batch_is_written_before_its_time(database: Database) -> None:
+    async with Recorder(database, interval=60, batch=10) as recorder:
+        for record in _records(10):
+            recorder.record(record)
+        await _until_stored(database, 10)
+
+
+async def test_a_lonely_record_is_written_after_the_interval(database: Database) -> None:
+    async with Recorder(database, interval=0.05) as recorder:
+        recorder.record(RECORD)
+        await _until_stored(database, 1)
+
+
+async def test_leaving_writes_what_is_pending(database: Database) -> None:
+    async with Recorder(database, interval=60, batch=10) as recorder:
+        for record in _records(33):
+            recorder.record(record)
+    assert await _stored(database) == 33
+
+
+async def test_records_outlive_a_locked_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with _impatient(tmp_path) as (database, other), Recorder(database, interval=0.01, batch=4) as recorder:
+        other.execute("BEGIN IMMEDIATE")
+        for record in _records(10):
+            recorder.record(record)
+        with pytest.raises(DatabaseUnavailable):
+            await recorder.flush()
+        for record in _records(10, "later"):
+            recorder.record(record)
+        other.execute("ROLLBACK")
+        await recorder.flush()
+        assert await _stored(database) == 20
+    assert [entry.levelname for entry in caplog.records] == ["WARNING"]
+    assert "database is locked" in caplog.text
+
+
+async def test_at_the_limit_it_is_full_and_still_takes_what_was_admitted(tmp_path: Path) -> None:
+    async with _impatient(tmp_path) as (database, other):
+        async with Recorder(database, limit=3) as recorder:
+            other.execute("BEGIN IMMEDIATE")
+            for record in _records(2):
+                recorder.record(record)
+            assert not recorder.full
+            recorder.record(replace(RECORD, request_id="third"))
+            assert recorder.full
+            recorder.record(replace(RECORD, request_id="fourth"))
+            other.execute("ROLLBACK")
+            await recorder.flush()
+            assert not recorder.full
+        assert await _stored(database) == 4
+
+
+async def test_what_cannot_be_written_at_the_end_goes_to_the_log_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _impatient(tmp_path) as (database, other):
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        async with Recorder(database, closing_timeout=0.2) as recorder:
+            recorder.record(replace(RECORD, request_id="lost-one"))
+        assert time.monotonic() - started < 5
+        other.execute("ROLLBACK")
+    (lost,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
+    assert '"request_id":"lost-one"' in lost.getMessage()
+
+
+async def test_a_record_the_database_refuses_does_not_hold_up_the_others(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Recorder(database) as recorder:
+        recorder.record(replace(RECORD, request_id="bad", outcome=None))
+        recorder.record(replace(RECORD, request_id="good"))
+        await recorder.flush()
+        assert await _stored(database) == 1
+    (lost,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
+    assert '"request_id":"bad"' in lost.getMessage()
+
+
+async def test_a_cancelled_flush_leaves_the_recorder_working(database: Database) -> None:
+    async with Recorder(database, interval=60) as recorder:
+        recorder.record(RECORD)
+        flush = asyncio.create_task(recorder.flush())
+        await asyncio.sleep(0)
+        flush.cancel()
+        await recorder.flush()
+    assert await _stored(database) == 1
