@@ -1,29 +1,20 @@
 """The hot path of accounts: who calls, what a request may cost, what it did cost."""
 
-import asyncio
 from collections.abc import Callable
-from hashlib import sha256
-from types import TracebackType
-from typing import Generic, TypeVar
+from contextlib import AsyncExitStack
 
 from msgspec import Struct
 
-from moonbase.accounts.ids import is_secret
+from moonbase.accounts.authentication import Authenticator
 from moonbase.accounts.keys import Keys, milliseconds
 from moonbase.accounts.pricing import cost, worst_case
 from moonbase.accounts.recorder import Recorder
 from moonbase.catalog.prices import Price
 from moonbase.config import Currency
-from moonbase.errors import DatabaseUnavailable, IncorrectApiKey, InvalidAuthentication
-from moonbase.store import keys as key_store
+from moonbase.errors import DatabaseUnavailable, IncorrectApiKey
 from moonbase.store.database import Database
 from moonbase.store.records import Caller, Outcome, UsageRecord
 from moonbase.store.usage import granted_and_cost
-
-KEY_TTL_MS = 2_000  # how long a key that another process revoked may still work here
-_REMEMBERED = 16_384  # keys, and as many guesses, kept in memory
-
-V = TypeVar("V")
 
 
 def bearer(header: str | None) -> str:
@@ -152,33 +143,27 @@ class Accounts:
         recorder: Recorder | None = None,
     ) -> None:
         """`clock` gives milliseconds since the epoch, UTC. `database` is open and stays its owner's."""
-        self.keys = Keys(database, currency=currency, clock=clock, on_revoked=self._forget)
+        self._authenticator = Authenticator(database, clock)
+        self.keys = Keys(database, currency=currency, clock=clock, on_revoked=self._authenticator.forget)
         self.recorder = recorder or Recorder(database)
+        self._stack = AsyncExitStack()
         self._database = database
         self._clock = clock
-        self._callers: _Recent[Caller] = _Recent()
-        self._guesses: _Recent[bool] = _Recent()
-        self._looking_up = asyncio.Lock()
-        self._revocations = 0
 
     async def __aenter__(self) -> "Accounts":
-        await self.recorder.__aenter__()
+        await self._stack.enter_async_context(self.recorder)
+        await self._stack.enter_async_context(self._authenticator)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.recorder.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
     async def enter(self, secret: str) -> Admission:
-        """Let the owner of a key in. A key seen in the last `KEY_TTL_MS` costs no await that suspends.
+        """Let the owner of a key in; use the admission as a context manager. A key in use costs no suspension.
 
         Raises `InvalidAuthentication` for an unknown or revoked key, `DatabaseUnavailable` when nobody can say.
         """
-        if not is_secret(secret):
-            raise InvalidAuthentication
-        digest = sha256(secret.encode()).digest()
-        return Admission(self._recall(digest) or await self._look_up(digest))
+        return Admission(await self._authenticator.find(secret))
 
     def reserve(
         self,
@@ -222,51 +207,3 @@ class Accounts:
         async with self._database.read() as connection:
             granted, spent = await granted_and_cost(connection, organization_id)
         return Balance(cash_nano=min(granted - spent, 0), voucher_nano=max(granted - spent, 0))
-
-    def _recall(self, digest: bytes) -> Caller | None:
-        now = self._clock()
-        caller = self._callers.get(digest, now)
-        if caller is None and self._guesses.get(digest, now):
-            raise InvalidAuthentication
-        return caller
-
-    async def _look_up(self, digest: bytes) -> Caller:
-        async with self._looking_up:  # the requests that meet an expired key ask the database once
-            if (caller := self._recall(digest)) is not None:
-                return caller
-            asked_at, revocations = self._clock(), self._revocations
-            async with self._database.read() as connection:
-                caller = await key_store.find_caller(connection, digest.hex())
-            if caller is None:
-                self._guesses.put(digest, True, asked_at)
-                raise InvalidAuthentication
-            if revocations == self._revocations:
-                self._callers.put(digest, caller, asked_at)
-            return caller
-
-    def _forget(self, key_id: str) -> None:
-        self._revocations += 1
-        self._callers.drop(lambda caller: caller.key_id == key_id)
-
-
-class _Recent(Generic[V]):
-    """What was true less than `KEY_TTL_MS` ago, by digest. Bounded: the oldest entry gives way."""
-
-    def __init__(self) -> None:
-        self._entries: dict[bytes, tuple[V, int]] = {}
-
-    def get(self, digest: bytes, now: int) -> V | None:
-        entry = self._entries.get(digest)
-        # The lower bound expires all entries when the clock is set back.
-        if entry is not None and 0 <= now - entry[1] < KEY_TTL_MS:
-            return entry[0]
-        return None
-
-    def put(self, digest: bytes, value: V, now: int) -> None:
-        self._entries.pop(digest, None)
-        if len(self._entries) >= _REMEMBERED:
-            del self._entries[next(iter(self._entries))]
-        self._entries[digest] = (value, now)
-
-    def drop(self, unwanted: Callable[[V], bool]) -> None:
-        self._entries = {digest: entry for digest, entry in self._entries.items() if not unwanted(entry[0])}

@@ -1,4 +1,4 @@
-"""Keys and what they belong to: making, listing and revoking them. For the hot path see `accounts`."""
+"""Keys and what they belong to: making, listing and revoking them. The hot path is in `authentication`."""
 
 import time
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class Keys:
             return await store.list_keys(connection)
 
     async def revoke(self, key_id: str) -> None:
-        """Revoke a key for good; again changes nothing. Other processes notice within `accounts.KEY_TTL_MS`.
+        """Revoke a key for good; again changes nothing. Other processes notice within `authentication.KEY_TTL_MS`.
 
         Raises `UnknownKey`.
         """

@@ -1,5 +1,7 @@
 """Statements on organizations, projects and keys. Each runs in the transaction of the given connection."""
 
+from collections.abc import Sequence
+
 from msgspec.structs import asdict
 from sqlalchemy import BigInteger, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -7,10 +9,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from moonbase.store.records import Caller, Key, Organization, Project
 from moonbase.store.tables import key, organization, project
 
-_CALLER = (
-    select(organization.c.id, project.c.id, key.c.id, organization.c.uid, organization.c.tier, organization.c.currency)
+_AT_ONCE = 500  # a statement's parameters are limited
+
+_CALLERS = (
+    select(
+        key.c.secret_hash,
+        organization.c.id,
+        project.c.id,
+        key.c.id,
+        organization.c.uid,
+        organization.c.tier,
+        organization.c.currency,
+    )
     .select_from(key.join(project).join(organization))
-    .where(key.c.secret_hash == bindparam("secret_hash"), key.c.revoked_at.is_(None))
+    .where(key.c.secret_hash.in_(bindparam("secret_hashes", expanding=True)), key.c.revoked_at.is_(None))
 )
 
 _PROJECT_NAMED = (
@@ -44,10 +56,14 @@ async def add_key(connection: AsyncConnection, row: Key, secret_hash: str) -> No
     await connection.execute(insert(key), {**asdict(row), "secret_hash": secret_hash})
 
 
-async def find_caller(connection: AsyncConnection, secret_hash: str) -> Caller | None:
-    """Whom the key with this hash stands for; None when there is none or it is revoked."""
-    row = (await connection.execute(_CALLER, {"secret_hash": secret_hash})).one_or_none()
-    return None if row is None else Caller(*row)
+async def find_callers(connection: AsyncConnection, secret_hashes: Sequence[str]) -> dict[str, Caller]:
+    """Whom the keys with these hashes stand for; without those that do not exist or are revoked."""
+    callers: dict[str, Caller] = {}
+    for start in range(0, len(secret_hashes), _AT_ONCE):
+        hashes = secret_hashes[start : start + _AT_ONCE]
+        for row in await connection.execute(_CALLERS, {"secret_hashes": hashes}):
+            callers[row[0]] = Caller(*row[1:])
+    return callers
 
 
 async def find_project(connection: AsyncConnection, *, organization_name: str, project_name: str) -> str | None:

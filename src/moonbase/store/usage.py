@@ -2,18 +2,25 @@
 
 from collections.abc import Sequence
 
-from msgspec.structs import asdict
-from sqlalchemy import bindparam, func, select, text
+from msgspec.structs import astuple
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.store.records import UsageRecord
 from moonbase.store.tables import organization, usage
 
-# Text, because both databases read it and SQLAlchemy has no common form of ON CONFLICT.
-_ADD = text(
-    f"INSERT INTO usage ({', '.join(usage.c.keys())}) VALUES (:{', :'.join(usage.c.keys())}) "
-    "ON CONFLICT (request_id) DO NOTHING"
-)
+_COLUMNS = UsageRecord.__struct_fields__
+
+
+def _add(marks: list[str]) -> str:
+    return f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join(marks)}) ON CONFLICT (request_id) DO NOTHING"
+
+
+# In the drivers' own words: SQLAlchemy's rendering of parameters costs 10 µs a record, as much as the insert itself.
+_ADD = {
+    "sqlite": _add(["?" for _ in _COLUMNS]),
+    "postgresql": _add([f"${number}" for number, _ in enumerate(_COLUMNS, 1)]),
+}
 
 _GRANTED = select(organization.c.granted_nano, organization.c.currency).where(
     organization.c.id == bindparam("organization_id")
@@ -26,7 +33,7 @@ _COST = select(func.coalesce(func.sum(usage.c.cost_nano), 0)).where(
 
 async def add_usage(connection: AsyncConnection, records: Sequence[UsageRecord]) -> None:
     """Append records. One whose request id is there already changes nothing, so a batch may be repeated."""
-    await connection.execute(_ADD, [asdict(record) for record in records])
+    await connection.exec_driver_sql(_ADD[connection.dialect.name], [astuple(record) for record in records])
 
 
 async def granted_and_cost(connection: AsyncConnection, organization_id: str) -> tuple[int, int]:
