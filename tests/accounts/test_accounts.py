@@ -1,12 +1,10 @@
-import asyncio
 import datetime
 from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import text
 
-from moonbase.accounts.accounts import KEY_TTL_MS, Accounts, Balance, Reservation, bearer
-from moonbase.accounts.keys import Keys
+from moonbase.accounts.accounts import Accounts, Balance, Reservation, bearer
 from moonbase.accounts.recorder import Recorder
 from moonbase.catalog.prices import Price
 from moonbase.errors import DatabaseUnavailable, IncorrectApiKey, InvalidAuthentication
@@ -94,57 +92,6 @@ async def test_a_key_revoked_in_this_process_is_refused_at_once(accounts: Accoun
     await accounts.keys.revoke(key.id)
     with pytest.raises(InvalidAuthentication):
         await accounts.enter(secret)
-
-
-async def test_a_key_revoked_by_another_process_is_refused_within_two_seconds(
-    accounts: Accounts, database: Database, clock: Clock
-) -> None:
-    key, secret = await accounts.keys.create("mine")
-    await accounts.enter(secret)
-    await Keys(database, currency="USD").revoke(key.id)
-    clock.now += KEY_TTL_MS - 1
-    await accounts.enter(secret)
-    clock.now += 1
-    with pytest.raises(InvalidAuthentication):
-        await accounts.enter(secret)
-    assert KEY_TTL_MS <= 2000
-
-
-async def test_a_clock_set_back_does_not_prolong_a_revoked_key(
-    accounts: Accounts, database: Database, clock: Clock
-) -> None:
-    key, secret = await accounts.keys.create("mine")
-    await accounts.enter(secret)
-    await Keys(database, currency="USD").revoke(key.id)
-    clock.now -= 3_600_000
-    with pytest.raises(InvalidAuthentication):
-        await accounts.enter(secret)
-
-
-async def test_a_known_key_enters_without_giving_way_to_other_tasks(accounts: Accounts) -> None:
-    _, secret = await accounts.keys.create("mine")
-    await accounts.enter(secret)
-    entering = accounts.enter(secret)
-    with pytest.raises(StopIteration):  # it returns on the first step, so it never reached the loop
-        entering.send(None)
-
-
-async def test_many_at_once_enter_with_a_key_not_seen_before(accounts: Accounts) -> None:
-    key, secret = await accounts.keys.create("mine")
-    admissions = await asyncio.gather(*(accounts.enter(secret) for _ in range(50)))
-    for admission in admissions:
-        with admission as caller:
-            assert caller.key_id == key.id
-
-
-async def test_guesses_do_not_push_out_known_keys(accounts: Accounts, database: Database) -> None:
-    _, secret = await accounts.keys.create("mine")
-    await accounts.enter(secret)
-    for guess in range(50):
-        with pytest.raises(InvalidAuthentication):
-            await accounts.enter(f"sk-{guess:048}")
-    await database.close()
-    await accounts.enter(secret)
 
 
 async def test_a_settled_request_is_one_complete_usage_record(

@@ -9,8 +9,8 @@ from tests.e2e.server import K2, Reply, Server, chat_body, user
 
 TEXT = "Hello there, wide 世界 & <sky>"
 
-# ChatML over four bytes a token: 1 + 9 + 1 + 1 ("\n") + 1 + 3 prompt tokens; 2 + 2 + 2 + 2 + 1 + 2 of output.
-USAGE = b'{"prompt_tokens":16,"completion_tokens":11,"total_tokens":27}'
+# ChatML over four bytes a token: 1 + 10 + 1 + 1 ("\n") + 1 + 3 prompt tokens; 2 + 2 + 2 + 2 + 1 + 2 of output.
+USAGE = b'{"prompt_tokens":17,"completion_tokens":11,"total_tokens":28}'
 CHUNK = b'data: {"id":"ID","object":"chat.completion.chunk","created":NOW,"model":"kimi-k2-0905-preview","choices":['
 END = b'],"system_fingerprint":"FP"}'
 

@@ -143,7 +143,7 @@ class Accounts:
         recorder: Recorder | None = None,
     ) -> None:
         """`clock` gives milliseconds since the epoch, UTC. `database` is open and stays its owner's."""
-        self._authenticator = Authenticator(database, clock)
+        self._authenticator = Authenticator(database, clock=clock)
         self.keys = Keys(database, currency=currency, clock=clock, on_revoked=self._authenticator.forget)
         self.recorder = recorder or Recorder(database)
         self._stack = AsyncExitStack()

@@ -15,8 +15,6 @@ from moonbase.store.records import Caller
 
 KEY_TTL_MS = 2_000  # how long a key that another process revoked may still work here
 _REFRESH_S = 1.0
-_REMEMBERED = 16_384  # keys, and as many guesses
-
 
 V = TypeVar("V")
 
@@ -45,9 +43,11 @@ class Authenticator:
     guesses apart from keys, so that guessing neither fills the memory nor pushes out keys.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
+    def __init__(self, database: Database, *, clock: Callable[[], int], remembered: int = 16_384) -> None:
+        """`clock` gives milliseconds; `remembered` bounds the keys, and as many guesses, in memory."""
         self._database = database
         self._clock = clock
+        self._remembered = remembered
         self._known: dict[bytes, _Known] = {}
         self._guesses: dict[bytes, int] = {}
         self._group = _Group()
@@ -139,14 +139,14 @@ class Authenticator:
         for digest in group.digests:
             caller = group.callers.get(digest)
             if caller is None:
-                _put(self._guesses, digest, asked_at)
+                _put(self._guesses, digest, asked_at, self._remembered)
             elif fresh:
-                _put(self._known, digest, _Known(caller, asked_at))
+                _put(self._known, digest, _Known(caller, asked_at), self._remembered)
 
 
-def _put(entries: dict[bytes, V], digest: bytes, value: V) -> None:
+def _put(entries: dict[bytes, V], digest: bytes, value: V, limit: int) -> None:
     """The oldest entry gives way when there are too many."""
     entries.pop(digest, None)
-    if len(entries) >= _REMEMBERED:
+    if len(entries) >= limit:
         del entries[next(iter(entries))]
     entries[digest] = value

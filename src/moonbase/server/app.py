@@ -105,7 +105,7 @@ class Gateway:
             log.info(
                 "%s %s %d",
                 exchange.method,
-                exchange.path,
+                exchange.scope["raw_path"].decode("ascii"),  # still percent-encoded: cannot break a line
                 status,
                 extra={
                     "fields": {

@@ -35,8 +35,8 @@ class ChatEndpoint:
         with await enter(self._accounts, exchange) as caller:
             exchange.caller = caller
             request = decode_chat(await exchange.body())
-            exchange.model = request.model
             async with exchange.while_connected(), self._chat.open(caller, request, exchange.arrival) as answer:
+                exchange.model = answer.model.id
                 events = await answer.read()  # nothing is sent before this, so that a failure is still a status
                 if request.stream:
                     await self._stream(exchange, request, answer, events)
@@ -101,7 +101,6 @@ class AccountEndpoints:
         with await enter(self._accounts, exchange) as caller:
             exchange.caller = caller
             model_id, messages = decode_estimate(await exchange.body())
-            exchange.model = model_id
             tokens = await self._chat.count(caller, model_id, messages)
             await exchange.respond(encode_estimate(tokens), headers=[])
 

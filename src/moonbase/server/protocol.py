@@ -37,6 +37,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._timer: asyncio.TimerHandle | None = None
+        self._asked = False
         self._in_head = True
         self._began = False
         self._head_bytes = 0
@@ -62,7 +63,7 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = self._began = True
+        self._asked = self._in_head = self._began = True
         self._head_bytes = 0
         if self._timer is None:
             self._arm(self.limits.header_timeout, self._head_late)
@@ -104,8 +105,8 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _head_late(self) -> None:
-        if self.cycle is None and not self._head_bytes:
-            self.transport.close()  # nothing was asked, so nothing is answered
+        if not self._asked:
+            self.transport.close()  # so nothing is answered
         else:
             self._refusal = (408, f"the request head did not arrive within {self.limits.header_timeout:g} seconds")
             self.send_400_response("")

@@ -88,6 +88,7 @@ def _uvicorn_config(settings: ServerSettings, app: ASGIApp) -> uvicorn.Config:
             date_header=True,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_keep_alive=75,  # longer than the proxies and clients in front keep theirs, which then close first
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,

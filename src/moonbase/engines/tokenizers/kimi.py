@@ -1,11 +1,11 @@
 """The Kimi K2 vocabulary: tiktoken ranks, Moonshot's split rules (kimi-protocol.md 1)."""
 
+import binascii
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tiktoken
-from tiktoken.load import load_tiktoken_bpe
 
 from moonbase.engines.base import TokenIds
 from moonbase.errors import ModelFileError
@@ -48,10 +48,7 @@ class KimiTokenizer:
 
     def __init__(self, file: Path, extra_controls: Mapping[str, int] | None = None) -> None:
         """`extra_controls` adds literals that the vocabulary lacks. Raises `ModelFileError`."""
-        try:
-            ranks = load_tiktoken_bpe(str(file))
-        except (OSError, ValueError) as error:
-            raise ModelFileError(f"{file} is not a readable tiktoken vocabulary") from error
+        ranks = _read_ranks(file)
         if len(ranks) != _BASE_TOKENS:
             raise ModelFileError(f"{file} holds {len(ranks)} tokens, the Kimi vocabulary has {_BASE_TOKENS}")
         self._encoding = tiktoken.Encoding("kimi", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -69,6 +66,15 @@ class KimiTokenizer:
 
     def decode(self, ids: list[int]) -> bytes:
         return self._encoding.decode_bytes([token for token in ids if token < _BASE_TOKENS])
+
+
+def _read_ranks(file: Path) -> dict[bytes, int]:
+    """Not with tiktoken's own loader, which copies what it reads into a folder that everybody can write."""
+    try:
+        lines = file.read_bytes().splitlines()
+        return {binascii.a2b_base64(token): int(rank) for token, rank in map(bytes.split, lines)}
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{file} is not a readable tiktoken vocabulary") from error
 
 
 def _split_runs(text: str) -> Iterator[str]:
