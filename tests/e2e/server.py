@@ -23,7 +23,7 @@ from moonbase.store.database import database_url
 K2 = "kimi-k2-0905-preview"
 CHAT = "/v1/chat/completions"
 
-_BANNER = re.compile(r"serves the Kimi API at (\S+)")
+_BANNER = re.compile(r"serves the Kimi API at (\S+).*Try it:", re.DOTALL)
 _START_TIMEOUT = 120.0  # an embedded model may have to load
 _STOP_TIMEOUT = 30.0
 _VARIABLE = (

@@ -206,7 +206,6 @@ def test_every_documented_shape_of_messages_is_understood(echo: Server, stream: 
         pytest.param({"logprobs": False}, id="no logprobs"),
         pytest.param({"temperature": 0, "top_p": 1, "n": 1}, id="ends of ranges"),
         pytest.param({"temperature": 1.0, "top_p": 0.0, "presence_penalty": -2, "frequency_penalty": 2}, id="other ends"),
-        pytest.param({"n": 1.0, "max_tokens": 64.0}, id="whole floats"),
         pytest.param(
             dict.fromkeys(
                 ("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "presence_penalty")
@@ -268,5 +267,5 @@ def test_the_content_type_of_a_request_does_not_matter(echo: Server) -> None:
         assert echo.post(chat_body(), headers={"Content-Type": content_type}).status == 200
 
 
-def test_a_byte_order_mark_and_white_space_around_the_body_do_no_harm(echo: Server) -> None:
+def test_white_space_around_the_body_does_no_harm(echo: Server) -> None:
     assert echo.post(b" \r\n\t" + chat_body() + b"\n").status == 200

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from moonbase import config
-from moonbase.cli.keys import ConfigOption
+from moonbase.cli.options import ConfigOption
 from moonbase.errors import BackupFailed
 
 app = typer.Typer(name="db", help="Care for the database.", no_args_is_help=True)
@@ -23,10 +22,11 @@ def backup(
     config_file: ConfigOption = None,
 ) -> None:
     """Copy the SQLite database to FILE, consistently, also while a server is using it."""
-    settings = config.load(config_file)
+    from moonbase import config
     from moonbase.store.backup import backup as copy
     from moonbase.store.database import Database, database_url
 
+    settings = config.load(config_file)
     source = Database(database_url(settings.database.url, config.home()))
     if source.path is None:
         raise BackupFailed("the database is PostgreSQL; back it up with pg_dump")

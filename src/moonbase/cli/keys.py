@@ -1,26 +1,22 @@
 """`moonbase keys`: make, list and revoke the keys that clients authenticate with."""
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from moonbase import config
+from moonbase.cli.options import ConfigOption
 
 if TYPE_CHECKING:
     from moonbase.accounts.keys import Keys
     from moonbase.store.records import Key
 
-app = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
+T = TypeVar("T")
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", envvar="MOONBASE_CONFIG", help="Configuration file (TOML).")
-]
+app = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
 
 
 def _printable(name: str) -> str:
@@ -37,13 +33,9 @@ def create(
 ) -> None:
     """Create a key and print its secret, which cannot be shown again, and nothing else."""
 
-    async def run() -> None:
-        async with _keys(config_file) as keys:
-            key, secret = await keys.create(name)
-        typer.echo(secret)
-        typer.echo(f"Created {key.id} ({name}). Keep the secret: it is not shown again.", err=True)
-
-    asyncio.run(run())
+    key, secret = _with_keys(config_file, lambda keys: keys.create(name))
+    typer.echo(secret)
+    typer.echo(f"Created {key.id} ({name}). Keep the secret: it is not shown again.", err=True)
 
 
 @app.command("list")
@@ -52,12 +44,7 @@ def list_(
     config_file: ConfigOption = None,
 ) -> None:
     """List all keys: a table on a terminal, tab-separated lines in a pipe."""
-
-    async def read() -> "list[Key]":
-        async with _keys(config_file) as keys:
-            return await keys.list()
-
-    found = asyncio.run(read())
+    found = _with_keys(config_file, lambda keys: keys.list())
     if json:
         import msgspec
 
@@ -75,27 +62,28 @@ def revoke(
     config_file: ConfigOption = None,
 ) -> None:
     """Revoke a key for good. A running server refuses it within two seconds."""
-
-    async def run() -> None:
-        async with _keys(config_file) as keys:
-            await keys.revoke(key_id)
-
-    asyncio.run(run())
+    _with_keys(config_file, lambda keys: keys.revoke(key_id))
     typer.echo(f"Revoked {key_id}.", err=True)
 
 
-@asynccontextmanager
-async def _keys(config_file: Path | None) -> "AsyncIterator[Keys]":
-    """The keys of the configured database, which is created or updated first."""
-    settings = config.load(config_file)
-    from moonbase.accounts.keys import Keys  # SQLAlchemy costs 0.3 s, which `--help` should not
+def _with_keys(config_file: Path | None, use: "Callable[[Keys], Awaitable[T]]") -> T:
+    """What `use` makes of the keys of the configured database, which is created or updated first."""
+    import asyncio  # with SQLAlchemy half a second, which `--help` should not cost
+
+    from moonbase import config
+    from moonbase.accounts.keys import Keys
     from moonbase.store.database import Database, database_url
     from moonbase.store.migrate import migrate
 
-    url = database_url(settings.database.url, config.home())
-    await migrate(url)
-    async with Database(url) as database:
-        yield Keys(database, currency=settings.billing.currency)
+    settings = config.load(config_file)
+
+    async def run() -> T:
+        url = database_url(settings.database.url, config.home())
+        await migrate(url)
+        async with Database(url) as database:
+            return await use(Keys(database, currency=settings.billing.currency))
+
+    return asyncio.run(run())
 
 
 _COLUMNS = ("Id", "Name", "Secret", "Created", "Revoked")

@@ -1,10 +1,11 @@
 """`moonbase models`: what can be asked for, what can be run, and fetching the latter."""
 
 import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from moonbase.cli.options import ConfigOption
 
 if TYPE_CHECKING:
     from moonbase.catalog.model import Model, Weights
@@ -19,9 +20,7 @@ _WEIGHTS_COLUMNS = ["weights", "memory", "size", "window", "engine", "license", 
 
 @app.command("list")
 def list_models(
-    config_file: Annotated[
-        Path | None, typer.Option("--config", envvar="MOONBASE_CONFIG", help="Configuration file.", metavar="FILE")
-    ] = None,
+    config_file: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the public model ids, and the weights that can answer for them.

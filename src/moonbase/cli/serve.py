@@ -1,10 +1,10 @@
 """`moonbase serve`: start the server."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moonbase.cli.options import ConfigOption
 from moonbase.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ def serve(
         str | None,
         typer.Option(help="What the engine loads: a name from `moonbase models list`, or a path.", metavar="NAME|PATH"),
     ] = None,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", envvar="MOONBASE_CONFIG", help="Configuration file.", metavar="FILE")
-    ] = None,
+    config_file: ConfigOption = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any setting, such as server.port=9000. May be repeated.", metavar="KEY=VALUE"),

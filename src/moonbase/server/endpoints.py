@@ -44,9 +44,10 @@ class ChatEndpoint:
                     await self._whole(exchange, request, answer, events)
 
     async def _stream(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
+        arrived_at = exchange.arrival.at // 1000
         encoder = ChunkEncoder(
-            self._ids.completion(),
-            exchange.arrival.at // 1000,
+            self._ids.completion(arrived_at),
+            arrived_at,
             request.model,
             answer.served_by,
             include_usage=request.include_usage,
@@ -66,7 +67,9 @@ class ChatEndpoint:
         while events:
             everything += events
             events = await answer.read()
-        body = encode_completion(self._ids.completion(), int(time.time()), request.model, everything)
+        body = encode_completion(
+            self._ids.completion(exchange.arrival.at // 1000), int(time.time()), request.model, everything
+        )
         await exchange.respond(body, headers=_answer_headers(answer))
 
 

@@ -1,6 +1,7 @@
 """One database, SQLite or PostgreSQL: where it is, its connections, and what its refusals mean."""
 
 import asyncio
+import errno
 import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -33,6 +34,7 @@ _SQLITE_SENTENCES = {
     "SQLITE_NOTADB": f"is not an SQLite database; restore a backup {_ELSEWHERE}",
     "SQLITE_CORRUPT": f"is damaged; restore a backup {_ELSEWHERE}",
     "SQLITE_FULL": f"cannot be written because the disk is full; free some space {_ELSEWHERE}",
+    "SQLITE_IOERR": f"cannot be read or written (disk I/O error); free some space, check the disk {_ELSEWHERE}",
     "SQLITE_BUSY": f"is locked by another process; stop that one {_ELSEWHERE}",
     "SQLITE_READONLY": f"cannot be written; make the file and its folder writable {_ELSEWHERE}",
     "SQLITE_CANTOPEN": f"cannot be opened; make the file and its folder writable {_ELSEWHERE}",
@@ -182,8 +184,11 @@ def _create_file(path: Path) -> None:
     """Make the file before SQLite would, so that only its owner can read it; -wal and -shm get the same mode."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.is_dir():
-        raise IsADirectoryError(21, "it is a folder")
-    if not path.exists():  # closing a second descriptor of an open SQLite file would drop its locks
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists():
+        if not os.access(path, os.R_OK | os.W_OK):  # SQLite would open it and refuse the first change only
+            raise PermissionError(errno.EACCES, "Permission denied")
+    else:  # closing a second descriptor of an open SQLite file would drop its locks
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
