@@ -4,6 +4,7 @@ The supported keywords of moonshot-api.md 10.1 (and `pattern`) are enforced and 
 of both, so that an answer is never refused for a rule that the model was not held to.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ _SUPPORTED = frozenset(
 )
 _MAX_DEPTH = 30
 _MAX_SIZE = 120_000
+_MAX_STEPS = 200_000
 
 
 class OutputRule:
@@ -42,6 +44,12 @@ class OutputRule:
             if not isinstance(value, dict):
                 raise InvalidOutput("it is not a JSON object")
             return
+        try:
+            affordable = _Steps(self._schema).of(self._schema, value) <= _MAX_STEPS
+        except RecursionError:
+            affordable = False
+        if not affordable:
+            raise InvalidOutput(f"it is too deeply nested to be checked against `{_FIELD}`")
         broken = next(_validator(self._schema).iter_errors(value), None)
         if broken is not None:
             raise InvalidOutput(f"it does not match `{_FIELD}`: {broken.message}")
@@ -63,6 +71,8 @@ def output_rule(wanted: ResponseFormat) -> OutputRule | None:
     for reference in _references(schema):
         _check_reference(reference, schema)
     _validator(schema)
+    if _Steps(schema).of(schema, None) > _MAX_STEPS:
+        raise InvalidRequest(f"`{_FIELD}`: detected infinite recursion without termination condition")
     return OutputRule(JsonSchema(msgspec.json.encode(schema).decode()), schema)
 
 
@@ -109,8 +119,50 @@ def _check_reference(reference: Any, root: dict[str, Any]) -> None:
         return
     if not isinstance(reference, str) or not reference.startswith("#/$defs/"):
         raise InvalidRequest(f"`{_FIELD}`: references must start with #/$defs/")
-    if reference.removeprefix("#/$defs/") not in (root.get("$defs") or {}):
+    definitions = root.get("$defs")
+    if not isinstance(definitions, dict) or reference.removeprefix("#/$defs/") not in definitions:
         raise InvalidRequest(f"`{_FIELD}`: $defs not found for reference: {reference}")
+
+
+class _Steps:
+    """How many subschemas a validator visits for a value, found without visiting any twice.
+
+    References and `anyOf` let a short schema ask for more visits than a computer can make. A validator
+    has no memory of what it has seen, so its work is counted before it is started.
+    """
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._known: dict[tuple[int, int], float] = {}
+
+    def of(self, schema: Any, value: Any) -> float:
+        """Visits for `value` under `schema`; infinite when `schema` leads back to itself without a step into it.
+
+        Raises `RecursionError` for values nested more deeply than Python recurses.
+        """
+        if not isinstance(schema, dict):
+            return 1
+        key = (id(schema), id(value))
+        known = self._known.get(key)
+        if known is None:
+            self._known[key] = math.inf  # until this is known: what comes back here before never ends
+            known = self._known[key] = 1 + sum([self.of(inner, part) for inner, part in self._next(schema, value)])
+        return known
+
+    def _next(self, schema: dict[str, Any], value: Any) -> Iterator[tuple[Any, Any]]:
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            definitions = self._root.get("$defs") or {}
+            yield (self._root if reference == "#" else definitions[reference.removeprefix("#/$defs/")]), value
+        for branch in schema.get("anyOf") or ():
+            yield branch, value
+        if isinstance(value, dict):
+            properties = schema.get("properties") or {}
+            for name, part in value.items():
+                yield properties.get(name, schema.get("additionalProperties")), part
+        elif isinstance(value, list):
+            for part in value:
+                yield schema.get("items"), part
 
 
 def _validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:

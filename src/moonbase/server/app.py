@@ -95,7 +95,7 @@ class Gateway:
         await exchange.respond(encode_error(error), status=error.status, headers=headers)
 
     async def _unknown_path(self, exchange: Exchange) -> None:
-        agent = exchange.header(b"user-agent") or ""
+        agent = (exchange.header(b"user-agent") or "").encode("latin-1").decode(errors="replace")
         await exchange.respond(encode_unknown_path(exchange.method, exchange.path, agent), status=404, headers=[])
 
     def _record(self, exchange: Exchange) -> None:
