@@ -236,8 +236,10 @@ def _convert(tree: dict[str, Any], source: str, *, strict: bool = False) -> Sett
         return msgspec.convert(tree, Settings, strict=strict)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
-        key = path.strip("`.").removesuffix(".[...]")
-        raise ConfigurationError(f"{source}: {key + ': ' if key and key != source else ''}{reason}") from error
+        key = path.strip("`.").replace("models[...]", "models.<id>")
+        raise ConfigurationError(
+            f"{source}: {key + ': ' if key and not key.startswith(source) else ''}{reason}"
+        ) from error
 
 
 def _check(settings: Settings) -> None:

@@ -12,6 +12,7 @@
     └── ApiError                        an answer to a client: status, type, sentence
         ├── InvalidRequest              400  invalid_request_error
         │   ├── WrongType               400  a JSON value of the wrong kind
+        │   ├── FatalRequest            400  a request that ended the engine twice
         │   └── PromptTooLong           400  prompt over the model's window
         ├── IncorrectApiKey             401  incorrect_api_key_error       no or ill-formed credential
         ├── InvalidAuthentication       401  invalid_authentication_error  unknown or revoked key
@@ -106,6 +107,13 @@ class PromptTooLong(InvalidRequest):
         super().__init__(f"Your request exceeded model token limit: {window} (requested: {requested})")
         self.window = window
         self.requested = requested
+
+
+class FatalRequest(InvalidRequest):
+    """The engine died twice while it ran this very request."""
+
+    def __init__(self) -> None:
+        super().__init__("this request was running when the engine ended, twice; it is refused for ten minutes")
 
 
 class IncorrectApiKey(ApiError):

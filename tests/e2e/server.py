@@ -121,6 +121,11 @@ class Server:
         self.key = stdout.read_text().strip()
 
     @property
+    def client_environ(self) -> dict[str, str]:
+        """What programs for the Kimi API read to find it."""
+        return {"MOONSHOT_API_KEY": self.key, "MOONSHOT_API_BASE": self.base_url}
+
+    @property
     def stderr(self) -> str:
         return self._stderr.read_text(errors="replace")
 
@@ -161,7 +166,7 @@ class Server:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """One exchange on a connection of its own. `key` "" is the server's own, None sends none."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             with suppress(ConnectionError):  # refused while we still send; then the answer is there already
                 connection.request(method, path, body, self._headers(key) | dict(headers or {}))
@@ -181,7 +186,7 @@ class Server:
     @contextmanager
     def streaming(self, body: bytes) -> Iterator[http.client.HTTPResponse]:
         """An answer whose body has not been read; leaving closes the connection."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request("POST", CHAT, body, self._headers(""))
             response = connection.getresponse()

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from moonbase.config import Settings
     from moonbase.server.world import World
 
-_LOOPBACK_NOTICE = (
-    "Listening for other machines without TLS: put a proxy with TLS in front, or set server.tls_certificate."
+_NO_TLS = (
+    "Warning: other machines reach this server without TLS. "
+    "Put a proxy with TLS in front or set server.tls_certificate."
 )
 
 
@@ -51,7 +52,7 @@ def serve(
 
     from moonbase.server.run import run
 
-    run(settings, config.home(), config.cache(), _announce)
+    run(settings, config.home(), config.cache(), lambda world, base_url: _announce(settings, world, base_url))
 
 
 def _assignments(texts: list[str]) -> dict[str, str]:
@@ -79,7 +80,7 @@ def _fetch_model(settings: "Settings") -> None:
         pull_weights(name)
 
 
-def _announce(world: "World", base_url: str) -> None:
+def _announce(settings: "Settings", world: "World", base_url: str) -> None:
     """The banner: on standard error, except for the first key, which is also worth catching by a script."""
     from rich.console import Console
 
@@ -88,6 +89,8 @@ def _announce(world: "World", base_url: str) -> None:
     size = "the nominal window of each model" if window is None else f"a window of {window:,} tokens"
     console.print(f"\n[bold]Moonbase[/bold] serves the Kimi API at [bold]{base_url}[/bold]")
     console.print(f"Every model id is answered by [bold]{world.deployment.name}[/bold], with {size}.")
+    if settings.server.public and settings.server.tls_certificate is None:
+        console.print(_NO_TLS, style="yellow")
     key = world.first_key
     if key is not None:
         console.print("\nYour API key, shown only this once:")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 _MAX_REPEAT = 64
+_NARROW = 0.15  # what a place that few characters fit costs, in places that most characters fit
 _QUOTE, _BACKSLASH = 0x22, 0x5C
 _CLASSES = {
     "d": [(0x30, 0x39)],
@@ -53,11 +54,11 @@ class _Repeat(NamedTuple):
 
 
 class Pattern:
-    """A pattern that can be enforced. `repeats` is its weight: how many states counted repetitions make."""
+    """A pattern that can be enforced. `places` is what compiling it costs, in places of a bounded string."""
 
-    def __init__(self, tree: _Group, repeats: int) -> None:
+    def __init__(self, tree: _Group) -> None:
         self._tree = tree
-        self.repeats = repeats
+        self.places = _cost(tree)
 
     @classmethod
     def parse(cls, pattern: str, min_length: int, max_length: int | None) -> "Pattern | None":
@@ -68,9 +69,10 @@ class Pattern:
         parser = _Parser(pattern)
         try:
             tree = _with_lengths(parser.parse(), min_length, max_length)
+            _group(tree, lambda body: "r")  # meets every character that JSON cannot hold
         except (_Unsupported, RecursionError):
             return None
-        return cls(tree, _weight(tree))
+        return cls(tree)
 
     def body(self, rule: Callable[[str], str]) -> str:
         """The expression; `rule` names a body and returns the name."""
@@ -224,12 +226,18 @@ def _with_lengths(tree: _Group, min_length: int, max_length: int | None) -> _Gro
     return _Group([[_Repeat(atom, least, most if most is None or most <= _MAX_REPEAT else None)]])
 
 
-def _weight(tree: _Group) -> int:
-    total = 0
+def _cost(tree: _Group) -> float:
+    total = 0.0
     for branch in tree.branches:
         for atom, least, most in branch:
-            inner = _weight(atom) if isinstance(atom, _Group) else 1
-            total += inner * max(least if most is None else most, 1)
+            match atom:
+                case _Group():
+                    once = _cost(atom)
+                case _Class(_, negated):
+                    once = 1.0 if negated else _NARROW
+                case _Literal():
+                    once = 0.0
+            total += once * max(least if most is None else most, 1)
     return total
 
 

@@ -8,9 +8,9 @@ order, an object with `properties` is closed unless `additionalProperties` opens
 most fifteen digits before and after the point.
 
 Compiling is done by the engine between two steps, so its cost stalls every stream. Measured with
-xgrammar 0.1.31, a vocabulary of 49,152 and one core: a rule costs 0.3 ms, a counted repetition
-0.1 ms per count (thousands of counts crash it), an optional property two rules. The budgets below
-keep every schema under some 300 ms.
+xgrammar 0.1.31, a vocabulary of 49,152 and two cores: 7 ms for each place of a bounded string, 1 ms for
+a place that only few characters fit, 0.3 ms for any other rule. The budgets below keep every schema
+under some 600 ms, and thousands of counted places, which crash the compiler, out of reach.
 """
 
 import json
@@ -27,19 +27,20 @@ from moonbase.errors import InvalidRequest
 _MAX_DEPTH = 30
 _MAX_SIZE = 120_000  # characters
 _MAX_RULES = 1_000
-_MAX_REPEATS = 1_500
+_MAX_PLACES = 64  # of bounded strings; what a pattern repeats counts in proportion
+_MAX_ITEMS = 1_000  # of all bounded arrays together
 _MAX_ORDERED = 100  # optional properties of one object that keep their order
 _MAX_ALTERNATIVES = 1_000
-_CLASS_WEIGHT = 8  # a counted bare class costs that many counted characters
-_UNROLLED = 128  # counts up to here become one state each; larger ones cost two such runs
 _DIGITS = 15  # every integer of so many digits is exact in a double
 
-# A rule with more than one alternative: xgrammar unrolls a repetition of a bare class a hundred times slower.
-_CHARACTER = r'[^"\\\x00-\x1f] | "\\" ["\\/bfnrt] | "\\u" [0-9a-cefA-CEF] hex hex hex | "\\u" [dD] [0-7] hex hex'
+# Right recursion of one rule, because a repeated rule (`char*`) makes xgrammar test the whole vocabulary in
+# every step, and a repeated class leaves no place for escapes.
+_PLAIN, _ESCAPED = r"[^\x22\\\x00-\x1f]", r'"\\" escape'
 _BASIC = {
+    "escape": r'["\\/bfnrt] | "u" [0-9a-cefA-CEF] hex hex hex | "u" [dD] [0-7] hex hex',
     "hex": "[0-9a-fA-F]",
-    "char": _CHARACTER,
-    "string": r'"\"" char* "\""',
+    "rest": rf'"\"" | {_PLAIN} rest | {_ESCAPED} rest',
+    "string": r'"\"" rest',
     "integer": r'"-"? ("0" | [1-9] [0-9]{0,14})',
     "number": r'"-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})? ([eE] [+-]? [0-9]{1,2})?',
     "boolean": '"true" | "false"',
@@ -49,6 +50,7 @@ _BASIC = {
     "object": '"{" (member ("," member)*)? "}"',
     "member": 'string ":" value',
 }
+_NOTHING = '""'
 
 
 def grammar(schema: str, field: str = "response_format.json_schema.schema") -> str:
@@ -86,7 +88,8 @@ class _Grammar:
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._references: dict[str, str] = {}
-        self._repeats = 0
+        self._spent = 0.0
+        self._items = 0
 
     def text(self) -> str:
         _check_ends(self._root)
@@ -187,29 +190,42 @@ class _Grammar:
     def _string(self, schema: dict[str, Any], path: str) -> str:
         least, most = _bounds(schema, "minLength", "maxLength", path)
         pattern = schema.get("pattern")
-        if isinstance(pattern, str):
-            translated = Pattern.parse(pattern, least, most)
-            body = f'"\\"" {translated.body(self._rule)} "\\""' if translated else ""
-            if translated and (body in self._names or self._afford(_CLASS_WEIGHT * translated.repeats)):
+        if isinstance(pattern, str) and (translated := Pattern.parse(pattern, least, most)) is not None:
+            body = f'"\\"" {translated.body(self._rule)} "\\""'
+            if body in self._names or self._afford(translated.places):
                 return self._rule(body)
-        counted = self._counted("char", least, most)
-        return "string" if counted == "char*" else self._rule(f'"\\"" {counted} "\\""')
+        if not least and most is None:
+            return "string"
+        places = self._places(least, most)
+        return "string" if places is None else self._rule(f'"\\"" {places}')
 
-    def _counted(self, expression: str, least: int, most: int | None) -> str:
-        """`expression` so many times, or any number of times when the exact count is too expensive."""
-        if most == 0:
-            return '""'
-        repetition = f"{expression}{{{least},{'' if most is None else most}}}"
-        if (least or most is not None) and repetition not in self._names:
-            largest = most if most is not None else least
-            if not self._afford(largest if largest <= _UNROLLED else 2 * _UNROLLED):
-                return f"{expression}*"
-            self._names[repetition] = self._rule(repetition)
-        return self._names.get(repetition, f"{expression}*")
+    def _places(self, least: int, most: int | None) -> str | None:
+        """The rule for the rest of a string that still has from `least` to `most` characters; None if too expensive.
 
-    def _afford(self, repeats: int) -> bool:
-        affordable = self._repeats + repeats <= _MAX_REPEATS
-        self._repeats += repeats if affordable else 0
+        All maximums share one chain of rules, so a schema pays for its longest only.
+        """
+        longest = least if most is None else most
+        if longest > _MAX_PLACES:
+            return None
+        names = [self._place_name(max(least - i, 0), None if most is None else most - i) for i in range(longest + 1)]
+        if not self._afford(sum(name not in self._rules for name in names)):
+            return None
+        for index, (name, following) in enumerate(zip(names, [*names[1:], None], strict=True)):
+            closed = ['"\\""'] if index >= least else []
+            longer = [f"{_PLAIN} {following}", f"{_ESCAPED} {following}"] if following else []
+            if name != "rest":
+                self._rules[name] = " | ".join(closed + longer)
+        return names[0]
+
+    @staticmethod
+    def _place_name(least: int, most: int | None) -> str:
+        if most is None:
+            return f"least{least}" if least else "rest"
+        return f"between{least}and{most}" if least else f"most{most}"
+
+    def _afford(self, places: float) -> bool:
+        affordable = self._spent + places <= _MAX_PLACES
+        self._spent += places if affordable else 0
         return affordable
 
     def _number(self, schema: dict[str, Any], path: str, *, whole: bool) -> str:
@@ -219,6 +235,8 @@ class _Grammar:
         if low is None and high is None:
             return "integer" if whole else "number"
         limit = Decimal(10**_DIGITS - 1)
+        if (low is not None and low > limit) or (high is not None and high < -limit):
+            raise _Unusable(path, f"only numbers of up to {_DIGITS} digits are supported")
         low, high = max(low if low is not None else -limit, -limit), min(high if high is not None else limit, limit)
         places = 0 if whole else min(max(_places(low), _places(high)), _DIGITS)
         first, last = math.ceil(low.scaleb(places)), math.floor(high.scaleb(places))
@@ -239,9 +257,12 @@ class _Grammar:
         if most == 0:
             return '"[]"'
         item = self._value(schema.get("items", True), f"{path}.items", frozenset(), depth + 1)
-        more = self._rule(f'"," {item}')
-        counted = self._counted(more, max(least - 1, 0), None if most is None else most - 1)
-        body = f"{item} {counted}"
+        counts = f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
+        if self._items + (most or least) > _MAX_ITEMS:
+            counts = "*"
+        else:
+            self._items += most or least
+        body = f'{item} ("," {item}){counts}'
         return self._rule(f'"[" {body} "]"' if least else f'"[" ({body})? "]"')
 
     def _object(self, schema: dict[str, Any], path: str, depth: int) -> str:
@@ -251,6 +272,8 @@ class _Grammar:
         if not isinstance(required, list):
             raise _Unusable(path, "required must be an array")
         for name in required:
+            if not isinstance(name, str):
+                raise _Unusable(path, "items in required array must be strings")
             if name not in properties:
                 raise _Unusable(path, f"required property {name!r} is not defined in properties")
         extra = schema.get("additionalProperties", not properties)
@@ -285,9 +308,6 @@ class _Grammar:
         return self._rule(f'"{{" {head} "}}"')
 
 
-_NOTHING = '""'
-
-
 def _resolve(root: Any, reference: Any, path: str) -> Any:
     if not isinstance(reference, str):
         raise _Unusable(path, "$ref must be a string")
@@ -319,9 +339,10 @@ def _ends(schema: Any, root: Any, ending: set[str], seen: set[str]) -> bool:
         return True
     if "$ref" in schema:
         reference = schema["$ref"]
+        target = _resolve(root, reference, "")
         if reference not in ending and reference not in seen:
             seen.add(reference)
-            if _ends(_resolve(root, reference, ""), root, ending, seen):
+            if _ends(target, root, ending, seen):
                 ending.add(reference)
         return reference in ending
     if isinstance(schema.get("anyOf"), list):

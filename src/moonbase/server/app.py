@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moonbase.config import Settings
 from moonbase.dialects.openai.encode import encode_error, encode_unknown_path
-from moonbase.errors import ApiError, HostNotAllowed, RequestTimeout, RequestTooLarge, ServerError
+from moonbase.errors import ApiError, HostNotAllowed, InvalidRequest, RequestTimeout, RequestTooLarge, ServerError
 from moonbase.server.exchange import ClientGone, Exchange, Header
 from moonbase.server.hosts import AllowedHosts
 from moonbase.service.ids import Ids
@@ -67,8 +67,7 @@ class Gateway:
         scope["moonbase.exchange"] = exchange
         scope["app"] = self  # makes Starlette raise for a wrong method instead of answering itself
         try:
-            if not self._hosts.allows(exchange.header(b"host")):
-                raise HostNotAllowed
+            self._check_host(exchange)
             await self._router(scope, receive, send)
         except HTTPException:
             await self._unknown_path(exchange)
@@ -81,6 +80,13 @@ class Gateway:
             await self._refuse(exchange, ServerError())
         finally:
             self._record(exchange)
+
+    def _check_host(self, exchange: Exchange) -> None:
+        hosts = [value for name, value in exchange.scope["headers"] if name == b"host"]
+        if len(hosts) > 1:  # something in front may have gone by the other one (RFC 9112 3.2)
+            raise InvalidRequest("there is more than one `Host` header")
+        if not hosts or not self._hosts.allows(str(hosts[0], "latin-1")):
+            raise HostNotAllowed
 
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         if exchange.finished:

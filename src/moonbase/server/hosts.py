@@ -17,12 +17,12 @@ class AllowedHosts:
         self._suffixes = tuple([name[1:] for name in names if name.startswith("*.")])
         self._seen: set[str] = set()
 
-    def allows(self, host: str | None) -> bool:
-        """Whether a request with this `Host` is ours; a malformed or missing one is not."""
+    def allows(self, host: str) -> bool:
+        """Whether a request with this `Host` is ours; a malformed one is not."""
         if host in self._seen:
             return True
-        match = _HOST.fullmatch(host) if host is not None else None
-        if host is None or match is None:
+        match = _HOST.fullmatch(host)
+        if match is None:
             return False
         name = match["name"].lower()
         allowed = self._any or name in self._exact or (bool(self._suffixes) and name.endswith(self._suffixes))

@@ -11,6 +11,7 @@ from moonbase.config import ServerSettings
 from moonbase.dialects.openai.encode import encode_error
 from moonbase.errors import InvalidRequest
 
+_CHUNK_FRAMING = 32  # bytes a chunk may take besides its content; what is more counts as headers, as trailers do
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -41,6 +42,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._began = False
         self._head_bytes = 0
+        self._framing = 0
         self._refusal = (400, "the HTTP request is malformed")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -53,13 +55,15 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._began = False
+        if not self._in_head:
+            self._framing += len(data)
         super().data_received(data)
         # A head that began inside this chunk is counted from the next one on: complete heads are measured exactly.
         if self._in_head and not self._began:
             self._head_bytes += len(data)
-            if self._head_bytes > self.limits.max_header_bytes and not self.transport.is_closing():
-                self._too_large()
-                self.send_400_response("")
+            self._check_size(self._head_bytes)
+        elif not self._in_head:
+            self._check_size(self._framing)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -74,11 +78,20 @@ class _LimitedProtocol(HttpToolsProtocol):
         if size > self.limits.max_header_bytes:
             self._too_large()
             raise ValueError("request head too large")
+        self._framing = 0
         super().on_headers_complete()
         self._arm(self.limits.body_timeout, self._body_late)
 
+    def on_chunk_header(self) -> None:
+        self._framing -= _CHUNK_FRAMING
+
+    def on_body(self, body: bytes) -> None:
+        self._framing -= len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._disarm()
+        self._framing = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -91,6 +104,11 @@ class _LimitedProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.max_header_bytes and not self.transport.is_closing():
+            self._too_large()
+            self.send_400_response("")
 
     def _too_large(self) -> None:
         self._refusal = (431, f"the request head is larger than {self.limits.max_header_bytes} bytes")

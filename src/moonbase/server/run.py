@@ -40,6 +40,7 @@ async def _serve(settings: Settings, home: Path, cache: Path, ready: Ready) -> N
                 _uvicorn_config(settings.server, world.app), lambda: ready(world, _url(settings, listener))
             )
             await server.serve(sockets=[listener])
+            await server.cut_open_answers()
             log.info("stopping")
 
 
@@ -109,6 +110,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._listening()
+
+    async def cut_open_answers(self) -> None:
+        """A second signal leaves answers open; cancelled, they settle."""
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -11,7 +11,7 @@ from moonbase.accounts.accounts import Accounts
 from moonbase.catalog.catalog import Catalog, load_catalog
 from moonbase.catalog.weights import locate
 from moonbase.config import Settings
-from moonbase.engines.base import Engine, Tokenizer
+from moonbase.engines.base import Tokenizer
 from moonbase.engines.chaos import ChaosEngine
 from moonbase.engines.echo import EchoEngine
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
@@ -122,5 +122,8 @@ def _openvino(settings: Settings, catalog: Catalog, cache: Path) -> TokenDeploym
         raise ModelFileError(f"engine.model: {name} is not there; fetch it with: moonbase models pull {name}")
     weights = catalog.weights.get(name)
     tokenizer = HuggingFaceTokenizer.read(path)
-    engine: Engine = OpenVINOEngine(settings.engine, path)
-    return TokenDeployment(weights.title if weights else path.stem, Hermes(), tokenizer, engine)
+    engine = OpenVINOEngine(settings.engine, path)
+    try:
+        return TokenDeployment(weights.title if weights else path.stem, Hermes(), tokenizer, engine)
+    except KeyError as error:
+        raise ModelFileError(f"{path}: the vocabulary lacks {error}, which ChatML models have") from error

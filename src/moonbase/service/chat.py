@@ -201,7 +201,10 @@ def _refuse_images(messages: tuple[Message, ...], deployment: TokenDeployment) -
 
 
 class _Watchdog:
-    """Ends a stream that exceeds a time limit, with one timer that is set again only when it fires."""
+    """Ends a stream that exceeds a time limit, with one timer that is set again only when it fires.
+
+    The first time it fires after the shortest limit, since nobody tells it when the first token comes.
+    """
 
     def __init__(self, stream: EventStream, limits: EngineSettings) -> None:
         self._stream = stream
@@ -210,7 +213,9 @@ class _Watchdog:
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
-        self._timer = self._loop.call_later(self._left()[0], self._check)
+        limits = self._limits
+        nearest = min(limits.queue_timeout, limits.idle_timeout, limits.total_timeout)
+        self._timer = self._loop.call_later(nearest, self._check)
         return self
 
     def __exit__(
@@ -235,4 +240,5 @@ class _Watchdog:
         if left <= 0:
             self._stream.abort(GenerationTimeout(limit, seconds))
         else:
-            self._timer = self._loop.call_later(left, self._check)
+            soon = min(left, self._limits.idle_timeout)
+            self._timer = self._loop.call_later(soon, self._check)

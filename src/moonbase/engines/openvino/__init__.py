@@ -1,0 +1,1 @@
+"""OpenVINO GenAI in a supervised worker process (docs/architecture.md, engines)."""

@@ -1,0 +1,248 @@
+"""A worker process that is kept running, and the one connection to it.
+
+The worker is a Python module. It is started with `--socket FD --parent PID` after its own arguments: a
+listening Unix socket that outlives its crashes, and the process it must not survive. It speaks first. What is
+said on the connection is the business of the worker and of the client that the supervisor is given.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from moonbase.errors import WorkerDied
+
+_log = logging.getLogger(__name__)
+
+_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE")
+_KEPT_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "KMP_", "TBB_")
+_LONGEST_PAUSE = 30.0
+_STABLE = 60.0  # seconds of work after which a crash counts as the first again
+_LOG_LINE = 2000  # bytes of a line of the worker's that are worth logging
+_PR_SET_PDEATHSIG = 1
+_NICENESS = 5
+_OOM_SCORE = 500
+
+
+class WorkerClient(Protocol):
+    """The side of the gateway. Every method returns at once and is called in the event loop's thread."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker owes an answer, so that its silence counts."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker has said that it can work."""
+        ...
+
+    def connected(self, transport: asyncio.WriteTransport) -> None: ...
+
+    def received(self, data: bytes) -> None:
+        """Raises `WorkerDied` for what no sane worker says."""
+        ...
+
+    def lost(self) -> None:
+        """The worker has died; `connected` follows when there is a new one."""
+        ...
+
+
+class Supervisor:
+    """Starts, watches, restarts and ends one worker process."""
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        client: WorkerClient,
+        *,
+        hang_timeout: float,
+        load_timeout: float = 600.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment` is added to the few variables that the worker gets; times are in seconds."""
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._name = module.rsplit(".", 1)[0].rsplit(".", 1)[-1]
+        self._client = client
+        self._hang_timeout = hang_timeout
+        self._load_timeout = load_timeout
+        self._environment = _scrubbed(os.environ) | dict(environment or {})
+        self._folder: Path | None = None
+        self._listener: socket.socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._heard = 0.0
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, None while there is none."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start the worker and wait until its client is ready. Raises `WorkerDied` if it ends before."""
+        self._folder = Path(tempfile.mkdtemp(prefix="moonbase-"))  # mode 0700
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self._folder / "worker"))
+        self._listener.listen()
+        became_ready = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep(became_ready))
+        try:
+            await became_ready
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the worker. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    async def _keep(self, became_ready: asyncio.Future[None]) -> None:
+        crashes = 0
+        while True:
+            started = time.monotonic()
+            try:
+                await self._run_once(became_ready)
+            except (OSError, WorkerDied) as error:
+                if not became_ready.done():
+                    became_ready.set_exception(WorkerDied(str(error)))
+                    return
+                _log.error("the %s worker ended: %s", self._name, error)
+            crashes = 1 if time.monotonic() - started > _STABLE else crashes + 1
+            self.restarts += 1
+            await asyncio.sleep(0 if crashes == 1 else min(0.25 * 2**crashes, _LONGEST_PAUSE))
+
+    async def _run_once(self, became_ready: asyncio.Future[None]) -> None:
+        """One life of the worker. Always raises, `WorkerDied` telling why it ended."""
+        assert self._listener is not None and self._folder is not None
+        descriptor = self._listener.fileno()
+        process = self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            *("--socket", str(descriptor), "--parent", str(os.getpid())),
+            stdin=asyncio.subprocess.PIPE,  # its end tells the worker that we are gone
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=self._environment,
+            pass_fds=(descriptor,),
+        )
+        logs = asyncio.create_task(self._forward_log(process))
+        transport: asyncio.Transport | None = None
+        try:
+            transport, _ = await asyncio.get_running_loop().create_unix_connection(
+                lambda: _Connection(self, self._client), str(self._folder / "worker")
+            )
+            reason = await self._watch(process, became_ready)
+            raise WorkerDied(reason)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            if transport is not None:
+                transport.abort()
+            self._client.lost()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(asyncio.gather(process.wait(), logs, return_exceptions=True))
+
+    async def _watch(self, process: asyncio.subprocess.Process, became_ready: asyncio.Future[None]) -> str:
+        """Wait for the end of the worker, or for its silence; return the reason in words."""
+        started = self._heard = time.monotonic()
+        pause = min(self._hang_timeout / 4, 0.5)
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            while not (await asyncio.wait([ended], timeout=pause))[0]:
+                now = time.monotonic()
+                if self._client.ready:
+                    if not became_ready.done():
+                        became_ready.set_result(None)
+                    if not self._client.busy:
+                        self._heard = now
+                    elif now - self._heard > self._hang_timeout:
+                        return f"it was silent for {self._hang_timeout:g} s while it had work"
+                elif now - started > self._load_timeout:
+                    return f"it was not ready within {self._load_timeout:g} s"
+        finally:
+            ended.cancel()
+        code = process.returncode
+        assert code is not None
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+    async def _forward_log(self, process: asyncio.subprocess.Process) -> None:
+        """Log what the worker prints, line by line; it prints no prompt text."""
+        assert process.stdout is not None
+        rest = b""
+        while data := await process.stdout.read(4096):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    _log.info("%s worker: %s", self._name, line[:_LOG_LINE].decode(errors="replace"))
+            rest = rest[:_LOG_LINE]
+
+    def heard(self) -> None:
+        self._heard = time.monotonic()
+
+    def hang_up(self, error: WorkerDied) -> None:
+        """The connection carried nonsense: give the process up."""
+        _log.error("the %s worker is ended: %s", self._name, error)
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, supervisor: Supervisor, client: WorkerClient) -> None:
+        self._supervisor = supervisor
+        self._client = client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._client.connected(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._supervisor.heard()
+        try:
+            self._client.received(data)
+        except WorkerDied as error:
+            self._supervisor.hang_up(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.lost()
+
+
+def _scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a worker may see: nothing that could be a secret."""
+    kept = {name: text for name, text in environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+    return {"LANG": "C.UTF-8", **kept, "PYTHONUTF8": "1"}
+
+
+def enter_worker(parent: int) -> None:
+    """First thing in a worker: die with `parent`, yield to it, and be the one that the kernel ends for memory.
+
+    A limit that the system does not let us set is left as it is.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    if os.getppid() != parent:
+        raise SystemExit(1)
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which then ends us
