@@ -97,7 +97,7 @@ class GGUF(Struct, frozen=True):
     def number(self, key: str, default: int | None = None) -> int:
         """A positive number under the architecture's prefix."""
         value = self.metadata.get(f"{self.architecture}.{key}", default)
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ModelFileError(f"{self.path}: the header lacks a valid {self.architecture}.{key}; fetch it again")
         return value
 

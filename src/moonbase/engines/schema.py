@@ -345,7 +345,7 @@ def _ends(schema: Any, root: Any, ending: set[str], seen: set[str]) -> bool:
             if _ends(target, root, ending, seen):
                 ending.add(reference)
         return reference in ending
-    if isinstance(schema.get("anyOf"), list):
+    if isinstance(schema.get("anyOf"), list) and schema["anyOf"]:
         return any(_ends(branch, root, ending, seen) for branch in schema["anyOf"])
     properties, required = schema.get("properties"), schema.get("required")
     if isinstance(properties, dict) and isinstance(required, list):

@@ -83,6 +83,7 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._heard = 0.0
+        self._given_up: WorkerDied | None = None
         self.restarts = 0
 
     @property
@@ -134,7 +135,9 @@ class Supervisor:
 
     async def _run_once(self, became_ready: asyncio.Future[None]) -> None:
         """One life of the worker. Always raises, `WorkerDied` telling why it ended."""
-        assert self._listener is not None and self._folder is not None
+        assert self._listener is not None
+        assert self._folder is not None
+        self._given_up = None
         descriptor = self._listener.fileno()
         process = self._process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -181,6 +184,8 @@ class Supervisor:
                     return f"it was not ready within {self._load_timeout:g} s"
         finally:
             ended.cancel()
+        if self._given_up is not None:
+            return str(self._given_up)
         code = process.returncode
         assert code is not None
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -200,8 +205,8 @@ class Supervisor:
         self._heard = time.monotonic()
 
     def hang_up(self, error: WorkerDied) -> None:
-        """The connection carried nonsense: give the process up."""
-        _log.error("the %s worker is ended: %s", self._name, error)
+        """What came over the connection shows that the process is of no use: end it."""
+        self._given_up = error
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 

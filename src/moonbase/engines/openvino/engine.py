@@ -1,0 +1,233 @@
+"""The `openvino` engine, gateway side: admission, the worker's frames, and what happens when it dies."""
+
+import asyncio
+import time
+from collections import deque
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+from moonbase.config import EngineSettings
+from moonbase.engines.base import Delta, EngineDescription, GenerateRequest, Generation
+from moonbase.engines.openvino import memory, protocol
+from moonbase.engines.openvino.constraints import structural_tag
+from moonbase.engines.openvino.model import ModelFacts
+from moonbase.engines.supervisor import Supervisor
+from moonbase.errors import (
+    EngineOverloaded,
+    EngineUnavailable,
+    FatalRequest,
+    InvalidRequest,
+    ModelFileError,
+    WorkerDied,
+)
+
+_BLOCK = 32  # tokens of a KV cache block, as in the worker
+_RESTART_SECONDS = 5
+_FATAL_DEATHS = 2
+_FATAL_MEMORY = 600.0  # seconds for which a request that ended workers is remembered
+
+
+class _Job:
+    """An accepted request, waiting or running. `choices` is how many of it have not ended."""
+
+    def __init__(self, number: int, request: GenerateRequest, constraint: str | None) -> None:
+        self.number = number
+        self.request = request
+        self.constraint = constraint
+        self.choices = request.sampling.n
+        self.generation: Generation
+
+
+class OpenVINOEngine:
+    """A GGUF file or an OpenVINO folder, run in a supervised worker process."""
+
+    def __init__(self, settings: EngineSettings, model: Path) -> None:
+        """Reads the model's facts. Raises `ModelFileError` for a file that is missing, damaged or of another kind."""
+        self._max_running = settings.max_running
+        self._max_waiting = settings.max_waiting
+        self._model = model
+        facts = ModelFacts.read(model)
+        budget = settings.cache_bytes or memory.limit() // 4
+        kv_blocks = max(1, budget // (_BLOCK * facts.cache_bytes_per_token))
+        self.description = EngineDescription(
+            name="openvino",
+            model=model.stem,
+            window=min(facts.window, kv_blocks * _BLOCK),
+            constrains=frozenset({"json_schema", "structural_tag"}),
+            reports_cached=True,
+        )
+        self._supervisor = Supervisor(
+            "moonbase.engines.openvino.worker",
+            [
+                *("--model", str(model)),
+                *("--threads", str(settings.threads)),
+                *("--kv-blocks", str(kv_blocks)),
+                *("--max-running", str(settings.max_running)),
+            ],
+            self,
+            hang_timeout=settings.hang_timeout,
+        )
+        self._transport: asyncio.WriteTransport | None = None
+        self._reader = protocol.FrameReader()
+        self._jobs: dict[int, _Job] = {}
+        self._queue: deque[_Job] = deque()
+        self._last_number = 0
+        self._deaths: dict[bytes, list[float]] = {}
+        self.ready = False
+        self.running = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum([job.choices for job in self._queue])
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process id, None while it is being started again."""
+        return self._supervisor.pid
+
+    async def start(self) -> None:
+        try:
+            await self._supervisor.start()
+        except WorkerDied as error:
+            raise ModelFileError(f"{self._model}: cannot be loaded ({error})") from error
+
+    async def close(self) -> None:
+        await self._supervisor.close()
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        """Start the request, or queue it while `max_running` choices run.
+
+        Raises `EngineUnavailable` while the worker restarts, `EngineOverloaded` when the queue is full,
+        `FatalRequest` for a request that was running when two workers died, and `InvalidRequest` for
+        a schema that cannot be enforced.
+        """
+        if not self.ready:
+            raise EngineUnavailable(_RESTART_SECONDS)
+        if self._deaths:
+            self._refuse_fatal(request)
+        constraint = None if request.constraint is None else structural_tag(request.constraint)
+        if not self._has_room(request.sampling.n) and self.waiting + request.sampling.n > self._max_waiting:
+            raise EngineOverloaded
+        self._last_number += 1
+        job = _Job(self._last_number, request, constraint)
+        job.generation = Generation(job.choices, lambda choice: self._cancel(job, choice))
+        self._queue.append(job)
+        self._run_next()
+        return job.generation
+
+    def connected(self, transport: asyncio.WriteTransport) -> None:
+        self._transport = transport
+        self._reader = protocol.FrameReader()
+
+    def received(self, data: bytes) -> None:
+        """Take everything that one wake-up brought. Raises `WorkerDied` for what no sane worker says."""
+        deltas: dict[_Job, list[Delta]] = {}
+        for body in self._reader.feed(data):
+            try:
+                message = protocol.worker_decoder.decode(body)
+            except msgspec.DecodeError as error:
+                raise WorkerDied("it sent what is no message") from error
+            match message:
+                case protocol.Tokens(outputs):
+                    for output in outputs:
+                        self._collect(output, deltas)
+                case protocol.Failed(number, kind, reason):
+                    self._fail(number, EngineOverloaded() if kind == "overloaded" else InvalidRequest(reason))
+                case protocol.Ready(version):
+                    if version != protocol.VERSION:
+                        raise WorkerDied(f"it speaks version {version} of the protocol, not {protocol.VERSION}")
+                    self.ready = True
+                case protocol.Unloadable(reason):
+                    raise WorkerDied(reason)
+        for job, collected in deltas.items():
+            job.generation.put(collected)
+        self._run_next()
+
+    def lost(self) -> None:
+        """What was in the worker fails; what still waits is for the next one."""
+        self._transport = None
+        self.ready = False
+        self.running = 0
+        fallen, self._jobs = self._jobs, {}
+        now = time.monotonic()
+        for job in fallen.values():
+            self._deaths.setdefault(_fingerprint(job.request), []).append(now)
+            job.generation.fail(EngineUnavailable(_RESTART_SECONDS))
+
+    def _collect(self, output: protocol.Output, deltas: dict[_Job, list[Delta]]) -> None:
+        job = self._jobs.get(output.generation)
+        if job is None:
+            return  # cancelled while this was on its way
+        deltas.setdefault(job, []).append(Delta(output.choice, output.token_ids, output.finish, output.cached_tokens))
+        if output.finish is not None:
+            self._ended(job, 1)
+
+    def _fail(self, number: int, error: EngineOverloaded | InvalidRequest) -> None:
+        job = self._jobs.get(number)
+        if job is not None:
+            self._ended(job, job.choices)
+            job.generation.fail(error)
+
+    def _ended(self, job: _Job, choices: int) -> None:
+        """So many of a running job's choices take no room any more."""
+        self.running -= choices
+        job.choices -= choices
+        if job.choices <= 0:
+            del self._jobs[job.number]
+
+    def _cancel(self, job: _Job, choice: int | None) -> None:
+        if job.number in self._jobs:
+            self._write(protocol.Cancel(job.number, choice))
+            self._ended(job, job.choices if choice is None else 1)
+            self._run_next()
+        elif job in self._queue:
+            self._queue.remove(job)
+
+    def _has_room(self, choices: int) -> bool:
+        return not self._queue and (self.running + choices <= self._max_running or not self.running)
+
+    def _run_next(self) -> None:
+        """Start the longest waiting requests for which there is room."""
+        while self._queue and self.ready:
+            job = self._queue[0]
+            if self.running and self.running + job.choices > self._max_running:
+                return
+            self._queue.popleft()
+            self._jobs[job.number] = job
+            self.running += job.choices
+            request = job.request
+            self._write(
+                protocol.Start(
+                    generation=job.number,
+                    prompt=request.prompt_ids.tobytes(),
+                    sampling=request.sampling,
+                    max_tokens=request.max_tokens,
+                    stop_ids=request.stop_ids,
+                    constraint=job.constraint,
+                    cache_scope=request.cache_scope,
+                )
+            )
+
+    def _write(self, message: protocol.FromGateway) -> None:
+        if self._transport is not None:
+            self._transport.write(protocol.frame(message))
+
+    def _refuse_fatal(self, request: GenerateRequest) -> None:
+        since = time.monotonic() - _FATAL_MEMORY
+        recent = {key: [at for at in times if at > since] for key, times in self._deaths.items()}
+        self._deaths = {key: times for key, times in recent.items() if times}
+        if len(self._deaths.get(_fingerprint(request), ())) >= _FATAL_DEATHS:
+            raise FatalRequest
+
+
+def _fingerprint(request: GenerateRequest) -> bytes:
+    """What makes two requests the same to a worker."""
+    digest = blake2b(request.prompt_ids.tobytes(), digest_size=16)
+    digest.update(msgspec.msgpack.encode((request.sampling, request.constraint)))
+    return digest.digest()
