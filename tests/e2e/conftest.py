@@ -88,9 +88,7 @@ def run_node() -> RunNode:
         copy = folder / program.name  # Node resolves packages from where a program lies
         shutil.copyfile(program, copy)
         environ = os.environ | server.client_environ
-        done = subprocess.run(
-            [node, str(copy)], env=environ, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = subprocess.run([node, str(copy)], env=environ, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -105,7 +105,10 @@ class Server:
         cache: Path | None = None,
         port: int | None = 0,
     ) -> None:
-        """Starts and waits for the banner. Raises `StartFailed`. `cache` is the models' folder (default: a new one)."""
+        """Starts and waits for the banner. Raises `StartFailed`.
+
+        `cache` is the models' folder, by default a new one; a real engine is given `config.cache()`.
+        """
         self.home = folder / "home"
         self._stderr = folder / "stderr"
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("MOONBASE_")}

@@ -91,7 +91,9 @@ def test_refusals_and_estimates_cost_nothing(start_server: StartServer) -> None:
 def test_the_balance_is_the_credit_minus_the_cost(start_server: StartServer) -> None:
     """The first organization has no credit and is not refused for it: what it used is a debt."""
     server = start_server()
-    body = b'{"code":0,"data":{"available_balance":0,"voucher_balance":0,"cash_balance":%b},"scode":"0x0","status":true}'
+    body = (
+        b'{"code":0,"data":{"available_balance":0,"voucher_balance":0,"cash_balance":%b},"scode":"0x0","status":true}'
+    )
     assert server.get("/v1/users/me/balance").body == body % b"0"
     replies = [server.chat("word " * 1_000) for _ in range(3)]
     balance = server.get("/v1/users/me/balance").body

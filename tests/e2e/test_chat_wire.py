@@ -158,7 +158,8 @@ def test_a_limit_counts_exactly(echo: Server, stream: bool) -> None:
     [
         pytest.param([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], id="parts"),
         pytest.param(
-            [{"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}], id="joined"
+            [{"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}],
+            id="joined",
         ),
         pytest.param(
             [{"role": "user", "content": [{"type": "text", "text": "Hello", "id": None, "cache_control": {}}]}],
@@ -169,7 +170,8 @@ def test_a_limit_counts_exactly(echo: Server, stream: bool) -> None:
         pytest.param([{"role": "user", "content": "Hello", "name": "Ada"}], id="name"),
         pytest.param([*user("Hi"), {"role": "assistant", "content": "Yes?"}, *user("Hello")], id="history"),
         pytest.param(
-            [*user("Hi"), {"role": "assistant", "content": "Yes?", "tool_calls": []}, *user("Hello")], id="no tool calls"
+            [*user("Hi"), {"role": "assistant", "content": "Yes?", "tool_calls": []}, *user("Hello")],
+            id="no tool calls",
         ),
         pytest.param(
             [*user("Hi"), {"role": "assistant", "content": "Yes?", "tool_calls": None}, *user("Hello")], id="null calls"
@@ -205,12 +207,28 @@ def test_every_documented_shape_of_messages_is_understood(echo: Server, stream: 
         pytest.param({"response_format": {"type": "text"}}, id="text format"),
         pytest.param({"logprobs": False}, id="no logprobs"),
         pytest.param({"temperature": 0, "top_p": 1, "n": 1}, id="ends of ranges"),
-        pytest.param({"temperature": 1.0, "top_p": 0.0, "presence_penalty": -2, "frequency_penalty": 2}, id="other ends"),
+        pytest.param(
+            {"temperature": 1.0, "top_p": 0.0, "presence_penalty": -2, "frequency_penalty": 2}, id="other ends"
+        ),
         pytest.param(
             dict.fromkeys(
-                ("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "presence_penalty")
-                + ("frequency_penalty", "stop", "stream_options", "response_format", "tools", "tool_choice")
-                + ("logit_bias", "logprobs", "top_logprobs")
+                (
+                    "max_tokens",
+                    "max_completion_tokens",
+                    "temperature",
+                    "top_p",
+                    "n",
+                    "presence_penalty",
+                    "frequency_penalty",
+                    "stop",
+                    "stream_options",
+                    "response_format",
+                    "tools",
+                    "tool_choice",
+                    "logit_bias",
+                    "logprobs",
+                    "top_logprobs",
+                )
             ),
             id="nulls",
         ),

@@ -110,7 +110,10 @@ REFUSED: dict[str, tuple[bytes, bytes]] = {
     "a number": (b"-1.5e3", bad("the request body must be a JSON object, and number is not acceptable")),
     "a byte that is not UTF-8": (chat_body().replace(b"Hello", b"\xff"), bad("the request body is not valid UTF-8")),
     "a cut character": (chat_body().replace(b"Hello", b"\xe4\xb8"), bad("the request body is not valid UTF-8")),
-    "an encoded surrogate": (chat_body().replace(b"Hello", b"\xed\xa0\xbd"), bad("the request body is not valid UTF-8")),
+    "an encoded surrogate": (
+        chat_body().replace(b"Hello", b"\xed\xa0\xbd"),
+        bad("the request body is not valid UTF-8"),
+    ),
     "100k open arrays": (b"[" * 100_000, bad("the request body must be a JSON object, and array is not acceptable")),
     "100k open objects": (b'{"a":' * 100_000, bad("the request body is nested too deeply")),
     "100k arrays in an unknown field": (
@@ -402,7 +405,9 @@ def test_no_or_an_ill_formed_credential_is_told_so(echo: Server, path: str, auth
     assert (reply.status, reply.body) == (401, refusal("Incorrect API key provided", "incorrect_api_key_error"))
 
 
-@pytest.mark.parametrize("key", ["sk-wrong", "sk-" + "a" * 48, "ak-0123456789abcdefghij", "é", "x" * 10_000, "..", "\\"])
+@pytest.mark.parametrize(
+    "key", ["sk-wrong", "sk-" + "a" * 48, "ak-0123456789abcdefghij", "é", "x" * 10_000, "..", "\\"]
+)
 def test_an_unknown_key_is_told_so_before_anything_else(echo: Server, key: str) -> None:
     reply = echo.post(b"{", key=key)
     assert (reply.status, reply.body) == (401, refusal("Invalid Authentication", "invalid_authentication_error"))

@@ -19,7 +19,8 @@ PARAGRAPH = (
 )
 TRICKY = (
     "ASCII, Latin é ñ ß, 中文，日本語のテキスト、한국어, العربية, עברית, हिन्दी, ไทย, \u0065\u0301\u0323 combining, "
-    "🤔🎉 emoji, 👩‍👩‍👧‍👦 family, 🇨🇳 flag, 👍🏽 tone, 𝕄𝕒𝕥𝕙, 𠀀𠮷 rare Han, \u202eright to left\u202c, \ufeff mark, \u2028 line, "
+    "🤔🎉 emoji, 👩‍👩‍👧‍👦 family, 🇨🇳 flag, 👍🏽 tone, 𝕄𝕒𝕥𝕙, 𠀀𠮷 rare Han, "
+    "\u202eright to left\u202c, \ufeff mark, \u2028 line, "
     "\U0010ffff last\n"
 ) * 5
 

@@ -138,7 +138,5 @@ def test_a_client_that_leaves_a_stream_early_can_go_on(client: OpenAI) -> None:
 
 
 def test_json_mode_accepts_an_object(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model=K2, messages=say('{"a": 1}'), response_format={"type": "json_object"}
-    )
+    answer = client.chat.completions.create(model=K2, messages=say('{"a": 1}'), response_format={"type": "json_object"})
     assert json.loads(answer.choices[0].message.content or "") == {"a": 1}

@@ -1,5 +1,7 @@
 """Bytes in pieces to text in pieces: any cutting gives the same text."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ cuts = st.lists(st.integers(0, 200), max_size=30)
 
 def pieces(data: bytes, at: list[int]) -> list[bytes]:
     borders = [0, *sorted(cut % (len(data) + 1) for cut in at), len(data)]
-    return [data[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(borders)]
 
 
 def expected(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:

@@ -46,7 +46,12 @@ def test_a_schema_that_is_not_strict_asks_for_an_object_only() -> None:
         ({"enum": ["x", 1, None]}, ['"x"', "1", "null"], ['"y"', "2"]),
         ({"anyOf": [{"type": "integer"}, {"type": "boolean"}]}, ["1", "true"], ['"x"', "null"]),
         (
-            {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False},
+            {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
             ['{"a":1}'],
             ["{}", '{"a":"1"}', '{"a":1,"b":2}'],
         ),

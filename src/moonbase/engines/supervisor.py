@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from moonbase.errors import WorkerDied
 
@@ -217,8 +217,7 @@ class _Connection(asyncio.Protocol):
         self._client = client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._client.connected(transport)
+        self._client.connected(cast("asyncio.WriteTransport", transport))  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self._supervisor.heard()

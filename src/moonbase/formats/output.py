@@ -4,9 +4,10 @@ import codecs
 
 
 class StopStrings:
-    """Finds the first stop string in a text that arrives in pieces. `feed` and `flush`.
+    """Finds the stop string that is complete first in a text that arrives in pieces. `feed` and `flush`.
 
-    Text that could be the beginning of a stop string is held back until that is decided.
+    Of two that are complete at once the longer one counts. Text that could be the beginning of a
+    stop string is held back until that is decided.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -21,10 +22,11 @@ class StopStrings:
         if not self._stops:
             return text
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.matched, self._held = True, ""
-            return text[: min(found)]
+            _, start = min(found)
+            return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -83,10 +83,10 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._arm(self.limits.body_timeout, self._body_late)
 
     def on_chunk_header(self) -> None:
-        self._framing -= _CHUNK_FRAMING
+        self._framing = max(0, self._framing - _CHUNK_FRAMING)
 
     def on_body(self, body: bytes) -> None:
-        self._framing -= len(body)
+        self._framing = max(0, self._framing - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from moonbase.accounts.accounts import Accounts
 from moonbase.catalog.catalog import Catalog, load_catalog
-from moonbase.catalog.weights import locate
+from moonbase.catalog.weights import locate, verify
 from moonbase.config import Settings
 from moonbase.engines.base import Tokenizer
 from moonbase.engines.chaos import ChaosEngine
@@ -121,6 +121,8 @@ def _openvino(settings: Settings, catalog: Catalog, cache: Path) -> TokenDeploym
     if path is None:
         raise ModelFileError(f"engine.model: {name} is not there; fetch it with: moonbase models pull {name}")
     weights = catalog.weights.get(name)
+    if weights is not None:
+        verify(path, weights)
     tokenizer = HuggingFaceTokenizer.read(path)
     engine = OpenVINOEngine(settings.engine, path)
     try:

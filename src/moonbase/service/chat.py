@@ -142,7 +142,7 @@ class ChatService:
         ):
             answer = Answer(model, deployment, stream, metrics, arrival)
             answer.adapted = adapted
-            answer.rule = rule
+            answer.rule = None if request.stop else rule  # a stop string may end it anywhere, as asked
             failed = True
             try:
                 yield answer

