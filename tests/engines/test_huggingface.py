@@ -20,7 +20,7 @@ LOST = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xF1, 0xF2}  # bytes that SmolLM2's 
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It's 3 o'clock, isn't it? I'LL go!",
-    "月亮是离我们最近的邻居。你好，世界！日本語のテキスト、한국어도.",  # noqa: RUF001
+    "月亮是离我们最近的邻居。你好，世界！日本語のテキスト、한국어도.",
     "🙂👩‍👩‍👧‍👦🇨🇭 emoji, é vs é, ﬁ, Ünïcödé, العربية עברית हिन्दी ไทย",
     'def f(x: int) -> str:\n\treturn f"{x:>10}"  # comment\n\n\nclass A:\n    pass\n',
     "0 12 345 6789 3.14159 1,000,000 ½ ² ٣ 一二三",

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from moonbase.errors import WorkerDied
+from moonbase.errors import ConfigurationError, WorkerDied
 
 _log = logging.getLogger(__name__)
 
@@ -92,14 +92,14 @@ class Supervisor:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> None:
-        """Start the worker and wait until its client is ready. Raises `WorkerDied` if it ends before."""
-        self._folder = Path(tempfile.mkdtemp(prefix="moonbase-"))  # mode 0700
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self._folder / "worker"))
-        self._listener.listen()
+        """Start the worker and wait until its client is ready. 
+
+        Raises `WorkerDied` if it ends before, `ConfigurationError` if there is no place for its socket.
+        """
         became_ready = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep(became_ready))
         try:
+            self._listen()
+            self._keeper = asyncio.create_task(self._keep(became_ready))
             await became_ready
         except BaseException:
             await self.close()
@@ -117,6 +117,15 @@ class Supervisor:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    def _listen(self) -> None:
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="moonbase-"))  # mode 0700
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(self._folder / "worker"))
+            self._listener.listen()
+        except OSError as error:
+            raise ConfigurationError(f"TMPDIR: a socket cannot be made in {tempfile.gettempdir()} ({error})") from error
 
     async def _keep(self, became_ready: asyncio.Future[None]) -> None:
         crashes = 0
@@ -138,6 +147,7 @@ class Supervisor:
         assert self._listener is not None
         assert self._folder is not None
         self._given_up = None
+        self._discard_pending()
         descriptor = self._listener.fileno()
         process = self._process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -154,7 +164,7 @@ class Supervisor:
             transport, _ = await asyncio.get_running_loop().create_unix_connection(
                 lambda: _Connection(self, self._client), str(self._folder / "worker")
             )
-            reason = await self._watch(process, became_ready)
+            reason = await self._watch(process, transport, became_ready)
             raise WorkerDied(reason)
         finally:
             if process.returncode is None:
@@ -165,14 +175,27 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(asyncio.gather(process.wait(), logs, return_exceptions=True))
 
-    async def _watch(self, process: asyncio.subprocess.Process, became_ready: asyncio.Future[None]) -> str:
-        """Wait for the end of the worker, or for its silence; return the reason in words."""
+    def _discard_pending(self) -> None:
+        """Close what a worker that died did not accept: such connections would fill the queue in the end."""
+        assert self._listener is not None
+        self._listener.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._listener.accept()[0].close()
+        self._listener.setblocking(True)  # as the next worker expects it
+
+    async def _watch(
+        self, process: asyncio.subprocess.Process, transport: asyncio.Transport, became_ready: asyncio.Future[None]
+    ) -> str:
+        """Wait for the end of the worker, of its connection, or for its silence; return the reason in words."""
         started = self._heard = time.monotonic()
         pause = min(self._hang_timeout / 4, 0.5)
         ended = asyncio.ensure_future(process.wait())
         try:
             while not (await asyncio.wait([ended], timeout=pause))[0]:
                 now = time.monotonic()
+                if transport.is_closing():
+                    return str(self._given_up or "it closed its connection")
                 if self._client.ready:
                     if not became_ready.done():
                         became_ready.set_result(None)
@@ -249,4 +272,5 @@ def enter_worker(parent: int) -> None:
         raise SystemExit(1)
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which then ends us
+    for number in (signal.SIGINT, signal.SIGTERM):  # terminals and service managers tell the whole group;
+        signal.signal(number, signal.SIG_IGN)  # the parent finishes its answers first and then ends us

@@ -99,6 +99,8 @@ class OpenVINOEngine:
 
     async def close(self) -> None:
         await self._supervisor.close()
+        while self._queue:
+            self._queue.popleft().generation.fail(EngineUnavailable(_RESTART_SECONDS))
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Start the request, or queue it while `max_running` choices run.
@@ -150,14 +152,15 @@ class OpenVINOEngine:
         self._run_next()
 
     def lost(self) -> None:
-        """What was in the worker fails; what still waits is for the next one."""
+        """What was in the worker fails; what still waits is for the next one. Copies of a request count once."""
         self._transport = None
         self.ready = False
         self.running = 0
         fallen, self._jobs = self._jobs, {}
         now = time.monotonic()
+        for fingerprint in {_fingerprint(job.request) for job in fallen.values()}:
+            self._deaths.setdefault(fingerprint, []).append(now)
         for job in fallen.values():
-            self._deaths.setdefault(_fingerprint(job.request), []).append(now)
             job.generation.fail(EngineUnavailable(_RESTART_SECONDS))
 
     def _collect(self, output: protocol.Output, deltas: dict[_Job, list[Delta]]) -> None:

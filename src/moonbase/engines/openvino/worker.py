@@ -171,6 +171,7 @@ class Worker:
                 elif choice.handle.get_status() == genai.GenerationStatus.IGNORED:
                     running.cancel(None)
                     self._send(gateway, protocol.Failed(generation, "overloaded", "the KV cache cannot hold it"))
+                    break
             if not running.choices:
                 del gateway.running[generation]
         self._send(gateway, protocol.Tokens(outputs))

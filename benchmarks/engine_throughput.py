@@ -1,0 +1,127 @@
+"""How much of the embedded engine's own throughput arrives over HTTP?
+
+`python -m benchmarks.engine_throughput [--rounds 5] [--streams 1,8,32]`
+
+The same prompts, 64 new tokens each, greedy: first the pipeline alone in this process, stepped in a
+plain loop, then streams of a running server, in turn. Throughput is output tokens per second of
+wall time; the ratio is taken round by round.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+
+from benchmarks.server import Server, running
+from moonbase import config
+from moonbase.catalog.catalog import load_catalog
+from moonbase.catalog.weights import locate
+from moonbase.chat.prompt import Control
+from moonbase.chat.request import Message, TextPart
+from moonbase.engines.openvino.worker import build_pipeline
+from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
+from moonbase.formats.hermes import Hermes
+
+_TOKENS = 64
+_MODEL = "kimi-k2-0905-preview"
+
+
+class RawEngine:
+    """The pipeline that the worker runs, without the worker."""
+
+    def __init__(self) -> None:
+        path = locate("smollm2-135m", load_catalog({}), config.cache())
+        if path is None:
+            raise SystemExit("fetch the model first: moonbase models pull")
+        self._pipeline = build_pipeline(path, threads=0, kv_blocks=4096, max_running=32)
+        self._tokenizer = HuggingFaceTokenizer.read(path)
+        self._stop = {self._tokenizer.control(name) for name in Hermes.stop_controls}
+        self._next = 0
+
+    def tokens_per_second(self, prompts: list[str]) -> float:
+        began = time.monotonic()
+        handles = []
+        for prompt in prompts:
+            generation = genai.GenerationConfig()
+            generation.max_new_tokens = _TOKENS
+            generation.stop_token_ids = self._stop
+            self._next += 1
+            handles.append(self._pipeline.add_request(self._next, self._ids(prompt), generation))
+        tokens = 0
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            for handle in handles:
+                while handle.can_read():
+                    tokens += sum(len(part.generated_ids) for part in handle.read().values())
+        return tokens / (time.monotonic() - began)
+
+    def _ids(self, prompt: str) -> ov.Tensor:
+        ids: list[int] = []
+        for segment in Hermes().render((Message(role="user", content=(TextPart(prompt),)),)).segments:
+            if isinstance(segment, Control):
+                ids.append(self._tokenizer.control(segment.name))
+            else:
+                ids += self._tokenizer.encode_plain(segment)
+        return ov.Tensor(np.array([ids], dtype=np.int64))
+
+
+async def over_http(server: Server, prompts: list[str]) -> float:
+    """Tokens per second of as many streams as there are prompts."""
+    began = time.monotonic()
+    tokens = await asyncio.gather(*[_stream(server, prompt) for prompt in prompts])
+    return sum(tokens) / (time.monotonic() - began)
+
+
+async def _stream(server: Server, prompt: str) -> int:
+    messages = [{"role": "user", "content": prompt}]
+    body = json.dumps({"model": _MODEL, "messages": messages, "max_tokens": _TOKENS, "temperature": 0, "stream": True})
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.key}\r\n"
+        f"Connection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    writer.write(head.encode() + body.encode())
+    last = b""
+    while data := await reader.read(65536):
+        last = last[-2000:] + data
+    writer.close()
+    usage = json.loads(last.rpartition(b'"usage":')[2].partition(b"}")[0] + b"}")
+    stopped = b'"finish_reason":"stop"' in last  # the engine's own count includes the token that stopped it
+    return int(usage["completion_tokens"]) + stopped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streams", default="1,8,32")
+    options = parser.parse_args()
+    raw = RawEngine()
+    with running("--engine", "openvino") as server:
+        for streams in map(int, options.streams.split(",")):
+            _compare(raw, server, streams, options.rounds)
+
+
+def _compare(raw: RawEngine, server: Server, streams: int, rounds: int) -> None:
+    alone, served = [], []
+    for number in range(-1, rounds):
+        prompts = [f"Write a long story about the moon and {streams} times {number}, part {i}." for i in range(streams)]
+        own = raw.tokens_per_second(prompts)
+        http = asyncio.run(over_http(server, prompts))
+        if number >= 0:  # the first round warms both up
+            alone.append(own)
+            served.append(http)
+    ratios = [http / own for http, own in zip(served, alone, strict=True)]
+    figures = f"alone {statistics.median(alone):6.1f}, over HTTP {statistics.median(served):6.1f} tokens/s"
+    print(
+        f"{streams:3} streams: {figures},"
+        f" ratio {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
