@@ -7,6 +7,7 @@ these fields. An unknown or malformed value raises `ConfigurationError` naming t
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -237,9 +238,16 @@ def _convert(tree: dict[str, Any], source: str, *, strict: bool = False) -> Sett
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         key = path.strip("`.").replace("models[...]", "models.<id>")
-        raise ConfigurationError(
-            f"{source}: {key + ': ' if key and not key.startswith(source) else ''}{reason}"
-        ) from error
+        if reason.startswith("Invalid enum value"):
+            reason += f"; choose from {', '.join(_choices(key))}"
+        known = not key or key.startswith(source) or (key.startswith("models.") and source.startswith("models."))
+        raise ConfigurationError(f"{source if known else f'{source}: {key}'}: {reason}") from error
+
+
+def _choices(key: str) -> list[str]:
+    """The values that a setting with a fixed few may have."""
+    annotation = _keys()[key.partition("[")[0]][0]
+    return re.findall(r"'([^']+)'", str(get_args(annotation)[0]))
 
 
 def _check(settings: Settings) -> None:

@@ -92,7 +92,7 @@ class Supervisor:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> None:
-        """Start the worker and wait until its client is ready. 
+        """Start the worker and wait until its client is ready.
 
         Raises `WorkerDied` if it ends before, `ConfigurationError` if there is no place for its socket.
         """

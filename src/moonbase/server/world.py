@@ -118,9 +118,11 @@ def _openvino(settings: Settings, catalog: Catalog, cache: Path) -> TokenDeploym
         ) from error
     name = settings.engine.model
     path = locate(name, catalog, cache)
-    if path is None:
-        raise ModelFileError(f"engine.model: {name} is not there; fetch it with: moonbase models pull {name}")
     weights = catalog.weights.get(name)
+    if path is None and weights is not None:
+        raise ModelFileError(f"engine.model: {name} is not in the cache; fetch it with: moonbase models pull {name}")
+    if path is None:
+        raise ModelFileError(f"engine.model: {name} is no file and no name that `moonbase models list` shows")
     if weights is not None:
         verify(path, weights)
     tokenizer = HuggingFaceTokenizer.read(path)
