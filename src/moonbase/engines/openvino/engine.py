@@ -1,6 +1,7 @@
 """The `openvino` engine, gateway side: admission, the worker's frames, and what happens when it dies."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from hashlib import blake2b
@@ -22,6 +23,8 @@ from moonbase.errors import (
     ModelFileError,
     WorkerDied,
 )
+
+_log = logging.getLogger(__name__)
 
 _BLOCK = 32  # tokens of a KV cache block, as in the worker
 _RESTART_SECONDS = 5
@@ -140,7 +143,7 @@ class OpenVINOEngine:
                     for output in outputs:
                         self._collect(output, deltas)
                 case protocol.Failed(number, kind, reason):
-                    self._fail(number, EngineOverloaded() if kind == "overloaded" else InvalidRequest(reason))
+                    self._fail(number, EngineOverloaded() if kind == "overloaded" else _refusal(reason))
                 case protocol.Ready(version):
                     if version != protocol.VERSION:
                         raise WorkerDied(f"it speaks version {version} of the protocol, not {protocol.VERSION}")
@@ -227,6 +230,12 @@ class OpenVINOEngine:
         self._deaths = {key: times for key, times in recent.items() if times}
         if len(self._deaths.get(_fingerprint(request), ())) >= _FATAL_DEATHS:
             raise FatalRequest
+
+
+def _refusal(reason: str) -> InvalidRequest:
+    """OpenVINO's reason names its own source files, so it is for the log only."""
+    _log.warning("the worker refused a request: %s", reason)
+    return InvalidRequest("the engine cannot serve this combination of parameters")
 
 
 def _fingerprint(request: GenerateRequest) -> bytes:

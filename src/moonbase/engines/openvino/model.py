@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from moonbase.config import Count
 from moonbase.engines.gguf import GGUF
 from moonbase.errors import ModelFileError
 
@@ -15,12 +16,12 @@ _ELEMENT_BYTES = 2  # the worker keeps its cache in 16-bit floats
 class _Config(Struct):
     """The part of a model folder's config.json that is needed."""
 
-    max_position_embeddings: int
-    num_hidden_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    max_position_embeddings: Count
+    num_hidden_layers: Count
+    hidden_size: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
 
 
 class ModelFacts(Struct, frozen=True):
@@ -54,6 +55,8 @@ class ModelFacts(Struct, frozen=True):
         except (OSError, msgspec.DecodeError) as error:
             raise ModelFileError(f"{path / 'config.json'}: is missing or not a model's configuration") from error
         width = config.head_dim or config.hidden_size // config.num_attention_heads
+        if width < 1:
+            raise ModelFileError(f"{path / 'config.json'}: hidden_size is less than num_attention_heads")
         heads = config.num_key_value_heads or config.num_attention_heads
         elements = 2 * config.num_hidden_layers * heads * width
         return cls(config.max_position_embeddings, elements * _ELEMENT_BYTES)

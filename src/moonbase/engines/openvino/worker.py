@@ -31,6 +31,7 @@ BLOCK = 32
 
 _STEP_TOKENS = 64  # bounds a step that reads prompts, and with it the pause of other streams; see docs/benchmarks.md
 _GREEDY_BELOW = 0.01
+_LEAST_TOP_P = 1e-6  # OpenVINO refuses 0, which clients may send; this little leaves the likeliest token alone, too
 _BACKLOG = 64 * 1024 * 1024  # bytes; a gateway that reads so little is given up
 _RECEIVE = 1 << 20
 
@@ -131,6 +132,8 @@ class Worker:
             self._drop(gateway)
             return
         for body in gateway.reader.feed(data):
+            if gateway not in self._gateways:
+                return  # it left while it was answered; nobody would read, nor cancel, what is started now
             match protocol.gateway_decoder.decode(body):
                 case protocol.Start() as request:
                     self._start(gateway, request)
@@ -246,7 +249,7 @@ def _generation_config(request: protocol.Start) -> genai.GenerationConfig:
     if sampling.temperature >= _GREEDY_BELOW:
         config.do_sample = True
         config.temperature = sampling.temperature
-        config.top_p = sampling.top_p
+        config.top_p = max(sampling.top_p, _LEAST_TOP_P)
         config.rng_seed = secrets.randbits(31)
     config.presence_penalty = sampling.presence_penalty
     config.frequency_penalty = sampling.frequency_penalty
@@ -298,8 +301,8 @@ def main() -> None:
             options.model, threads=options.threads, kv_blocks=options.kv_blocks, max_running=options.max_running
         )
         _warm_up(pipeline)
-    except RuntimeError as error:
-        _refuse(listener, str(error).splitlines()[0])
+    except (RuntimeError, ValueError, LookupError, MemoryError) as error:  # what its C++ exceptions become
+        _refuse(listener, next(iter(str(error).splitlines()), type(error).__name__))
         sys.exit(1)
     ready = protocol.Ready(protocol.VERSION, options.kv_blocks * BLOCK, _STEP_TOKENS, time.monotonic() - began)
     Worker(pipeline, listener, PrefixShadow(options.kv_blocks, BLOCK), ready).run()
