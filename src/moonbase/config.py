@@ -51,11 +51,13 @@ class ServerSettings(_Section, frozen=True):
     max_header_bytes: Annotated[Count, _d("Largest request head: request line and headers.")] = 32 * 1024
     header_timeout: Annotated[Seconds, _d("Seconds in which a request's head must arrive.")] = 10.0
     body_timeout: Annotated[Seconds, _d("Seconds in which a request's body must arrive.")] = 60.0
+    write_timeout: Annotated[Seconds, _d("Seconds that a client may leave what it is sent unread.")] = 120.0
+    max_bodies_bytes: Annotated[Count, _d("Bytes of all request bodies that are held at once.")] = 1024 * 1024 * 1024
     shutdown_grace: Annotated[Seconds, _d("Seconds that open answers get to finish after SIGTERM.")] = 30.0
 
 
 class EngineSettings(_Section, frozen=True):
-    name: Annotated[EngineName, _d("Engine that serves all models that name no other.")] = "openvino"
+    name: Annotated[EngineName, _d("Engine that serves all models.")] = "openvino"
     model: Annotated[
         str, _d("What the engine loads: a name from `moonbase models list`, a GGUF file or an OpenVINO folder.")
     ] = "smollm2-135m"
@@ -199,6 +201,9 @@ def _keys() -> dict[str, tuple[Any, Any]]:
     return found
 
 
+_KUBERNETES = re.compile(r"MOONBASE_(SERVICE_|PORT)")  # what it sets in every pod for a service named moonbase
+
+
 def _environment_name(key: str) -> str:
     return "MOONBASE_" + key.replace(".", "_").upper()
 
@@ -207,6 +212,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     names = {_environment_name(key): key for key in _keys()}
     own = {"MOONBASE_HOME", "MOONBASE_CACHE", "MOONBASE_CONFIG"}
     for name in environ:
+        if _KUBERNETES.match(name):
+            continue
         if name.startswith("MOONBASE_") and name not in names and name not in own:
             raise ConfigurationError(f"{name}: there is no such setting; docs/reference/settings.md lists them")
     return {key: environ[name] for name, key in names.items() if name in environ}
@@ -219,6 +226,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{file}: is nested too deeply") from error
 
 
 def _put(tree: dict[str, Any], key: str, text: str) -> None:
@@ -255,6 +264,9 @@ def _check(settings: Settings) -> None:
     server = settings.server
     if (server.tls_certificate is None) != (server.tls_key is None):
         raise ConfigurationError("server.tls_certificate and server.tls_key must be set together")
+    token = settings.metrics.token
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        raise ConfigurationError("metrics.token: must be printable ASCII text that is not empty")
     if not server.public and server.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigurationError(
             f"server.host: {server.host} can be reached from other machines; set server.public (--public) to allow it"

@@ -32,6 +32,7 @@ class _Group(Struct):
 
     digests: set[bytes] = field(default_factory=set)
     callers: dict[bytes, Caller] | None = None
+    error: DatabaseUnavailable | None = None
 
 
 class Authenticator:
@@ -108,7 +109,7 @@ class Authenticator:
             try:
                 await self.refresh()
             except DatabaseUnavailable:
-                continue  # who comes when the keys are too old meets the database, and this error, himself
+                continue  # keys that grow too old meanwhile are looked up on use, which tells the caller
 
     def _is_recent(self, then: int) -> bool:
         return 0 <= self._clock() - then < KEY_TTL_MS  # 0: a clock set back makes everything old
@@ -118,11 +119,17 @@ class Authenticator:
         group = self._group
         group.digests.add(digest)
         async with self._asking:
+            if group.error is not None:
+                raise group.error
             if group.callers is None:  # the first of its group
                 if self._group is group:
                     self._group = _Group()
                 asked_at, revocations = self._clock(), self._revocations
-                group.callers = await self._ask(group.digests)
+                try:
+                    group.callers = await self._ask(group.digests)
+                except DatabaseUnavailable as error:
+                    group.error = error  # for all who wait: asking again for each would take as long each time
+                    raise
                 self._remember(group, asked_at, fresh=revocations == self._revocations)
         caller = group.callers.get(digest)
         if caller is None:

@@ -14,7 +14,7 @@ from moonbase.store.database import Database
 from moonbase.store.records import UsageRecord
 from moonbase.store.usage import add_usage
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -107,9 +107,13 @@ class Recorder:
                 await self._write()
             except DatabaseUnavailable as error:
                 if pause == self._interval:
-                    _log.warning("usage records wait for the database: %s", _first_line(error.__cause__))
+                    log.warning("usage records wait for the database: %s", _first_line(error.__cause__))
                 pause = min(pause * 2, self._longest_pause)
                 self._answer_flushes(error)
+            except Exception:  # a bug; the task must live on, or records pile up unseen and flushes wait for ever
+                log.exception("usage records cannot be written")
+                pause = min(pause * 2, self._longest_pause)
+                self._answer_flushes(DatabaseUnavailable())
             else:
                 pause = self._interval
                 self._answer_flushes(None)
@@ -163,7 +167,7 @@ class Recorder:
 
 
 def _log_lost(record: UsageRecord, reason: str) -> None:
-    _log.error("usage record not written (%s): %s", reason, msgspec.json.encode(record).decode())
+    log.error("usage record not written (%s): %s", reason, msgspec.json.encode(record).decode())
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MAX_NAME = 100
+
 app = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
 
 
@@ -23,6 +25,8 @@ def _printable(name: str) -> str:
     """A name's control characters would make lines and columns of their own."""
     if not name.strip() or not name.isprintable():
         raise typer.BadParameter("must be printable text that is not empty")
+    if len(name) > _MAX_NAME:
+        raise typer.BadParameter(f"must have at most {_MAX_NAME} characters")
     return name
 
 
@@ -103,7 +107,9 @@ def _print_table(keys: "list[Key]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*_COLUMNS)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in _COLUMNS:
+        table.add_column(column, no_wrap=column == "Id")
     for key in keys:
         table.add_row(*map(Text, _cells(key)), style="dim" if key.revoked_at else None)
     Console().print(table)

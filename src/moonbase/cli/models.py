@@ -9,6 +9,7 @@ from moonbase.cli.options import ConfigOption
 
 if TYPE_CHECKING:
     from moonbase.catalog.model import Model, Weights
+    from moonbase.catalog.weights import Pulled
     from moonbase.config import Currency
 
 app = typer.Typer(no_args_is_help=True, help="List the models and fetch their weights.")
@@ -57,6 +58,12 @@ def pull_weights(
     name: Annotated[str, typer.Argument(help="A name from `moonbase models list`.")] = "smollm2-135m",
 ) -> None:
     """Fetch weights into the cache and verify them. What is there already is only verified."""
+    pulled = fetch(name)
+    typer.echo(f"{pulled.path} is {'fetched' if pulled.fetched else 'present'}, verified")
+
+
+def fetch(name: str) -> "Pulled":
+    """Pull the weights of that name, with progress on standard error. Raises `ModelFileError`."""
     from moonbase import config
     from moonbase.catalog.catalog import load_catalog
     from moonbase.catalog.weights import pull
@@ -66,8 +73,7 @@ def pull_weights(
     if weights is None:
         raise ModelFileError(f"There are no weights named {name}; `moonbase models list` shows the names")
     with _Bar() as bar:
-        pulled = pull(weights, config.cache(), bar.show)
-    typer.echo(f"{pulled.path} is {'fetched' if pulled.fetched else 'present'}, verified")
+        return pull(weights, config.cache(), bar.show)
 
 
 class _Bar:

@@ -1,5 +1,6 @@
 """`moonbase serve`: start the server."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,6 +9,8 @@ from moonbase.cli.options import ConfigOption
 from moonbase.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from moonbase.config import Settings
     from moonbase.server.world import World
 
@@ -49,6 +52,8 @@ def serve(
     settings = config.load(config_file, overrides)
     telemetry.configure_logging(settings.log.level, settings.log.format)
     _fetch_model(settings)
+    if settings.engine.name == "openvino":
+        typer.echo(f"Loading {settings.engine.model} ...", err=True)
 
     from moonbase.server.run import run
 
@@ -72,32 +77,47 @@ def _fetch_model(settings: "Settings") -> None:
     from moonbase import config
     from moonbase.catalog.catalog import load_catalog
     from moonbase.catalog.weights import locate
-    from moonbase.cli.models import pull_weights
+    from moonbase.cli.models import fetch
 
     catalog = load_catalog(settings.models)
     name = settings.engine.model
     if name in catalog.weights and locate(name, catalog, config.cache()) is None:
-        pull_weights(name)
+        fetch(name)
 
 
 def _announce(settings: "Settings", world: "World", base_url: str) -> None:
-    """The banner: on standard error, except for the first key, which is also worth catching by a script."""
+    """The banner, on standard error. The first key goes to standard output when that is no terminal."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     window = world.deployment.engine.description.window
     size = "the nominal window of each model" if window is None else f"a window of {window:,} tokens"
-    console.print(f"\n[bold]Moonbase[/bold] serves the Kimi API at [bold]{base_url}[/bold]")
+    console.print(f"\n[bold]Moonbase[/bold] serves the Kimi API at [bold]{base_url}[/bold]  (stop with Ctrl-C)")
     console.print(f"Every model id is answered by [bold]{world.deployment.name}[/bold], with {size}.")
     if settings.server.public and settings.server.tls_certificate is None:
         console.print(_NO_TLS, style="yellow")
-    key = world.first_key
-    if key is not None:
-        console.print("\nYour API key, shown only this once:")
-        typer.echo(key)
+    _announce_key(console, world.first_key)
+    console.print("\nTry it:\n\n" + _example(base_url), markup=False)
+
+
+def _announce_key(console: "Console", key: str | None) -> None:
+    if key is None:
+        console.print("\nClients need a key: [bold]export MOONSHOT_API_KEY=$(moonbase keys create --name NAME)[/bold]")
+    elif sys.stdout.isatty():
+        console.print("\nYour API key, shown only this once:\n")
+        console.print(f"  export MOONSHOT_API_KEY={key}", markup=False)
     else:
-        console.print("Keys: [bold]moonbase keys create --name NAME[/bold]")
-    console.print("\nTry it:", f"  curl {base_url}/chat/completions \\", sep="\n")
-    console.print(f'    -H "Authorization: Bearer {key or "$MOONSHOT_API_KEY"}" \\', markup=False)
-    body = '{"model": "kimi-k2-0905-preview", "messages": [{"role": "user", "content": "Hello!"}]}'
-    console.print(f"    -H 'Content-Type: application/json' -d '{body}'\n", markup=False)
+        typer.echo(key)
+        console.print("\nYour API key was written to standard output, this once. Put it into MOONSHOT_API_KEY.")
+
+
+def _example(base_url: str) -> str:
+    body = (
+        '{"model": "kimi-k2-0905-preview", "max_tokens": 64, "temperature": 0,\n'
+        '       "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+    )
+    return (
+        f"  curl {base_url}/chat/completions \\\n"
+        '    -H "Authorization: Bearer $MOONSHOT_API_KEY" -H "Content-Type: application/json" \\\n'
+        f"    -d '{body}'\n"
+    )

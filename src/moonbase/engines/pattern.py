@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from typing import NamedTuple
 
+_MAX_LENGTH = 1_000
 _MAX_REPEAT = 64
 _NARROW = 0.15  # what a place that few characters fit costs, in places that most characters fit
 _QUOTE, _BACKSLASH = 0x22, 0x5C
@@ -66,6 +67,8 @@ class Pattern:
 
         Lengths are combined with a pattern that is one repeated character; else the pattern alone is enforced.
         """
+        if len(pattern) > _MAX_LENGTH:
+            return None
         parser = _Parser(pattern)
         try:
             tree = _with_lengths(parser.parse(), min_length, max_length)

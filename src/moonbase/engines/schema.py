@@ -26,11 +26,15 @@ from moonbase.errors import InvalidRequest
 
 _MAX_DEPTH = 30
 _MAX_SIZE = 120_000  # characters
+_MAX_TEXT = 64_000  # characters of a grammar; compiling takes some milliseconds per thousand
+_MAX_RANGE_TEXT = 8_000  # of these, for numbers with bounds
+_MAX_STEPS = 20_000  # subschemas translated, repeats counted
 _MAX_RULES = 1_000
 _MAX_PLACES = 64  # of bounded strings; what a pattern repeats counts in proportion
 _MAX_ITEMS = 1_000  # of all bounded arrays together
 _MAX_ORDERED = 100  # optional properties of one object that keep their order
 _MAX_ALTERNATIVES = 1_000
+_MAX_ALTERNATIVES_WEIGHT = 1_500_000  # squared characters; half a second
 _DIGITS = 15  # every integer of so many digits is exact in a double
 
 # Right recursion of one rule, because a repeated rule (`char*`) makes xgrammar test the whole vocabulary in
@@ -90,13 +94,18 @@ class _Grammar:
         self._references: dict[str, str] = {}
         self._spent = 0.0
         self._items = 0
+        self._steps = 0
+        self._range_text = 0
 
     def text(self) -> str:
         _check_ends(self._root)
         start = self._reference("#", "", frozenset(), 0)
         lines = [f"root ::= {start}", *(f"{name} ::= {body}" for name, body in self._rules.items())]
         lines += [f"{name} ::= {body}" for name, body in _BASIC.items()]
-        return "\n".join(lines) + "\n"
+        text = "\n".join(lines) + "\n"
+        if len(text) > _MAX_TEXT:
+            raise _Unusable("", "schema exceeds maximum allowed size")
+        return text
 
     def _rule(self, body: str) -> str:
         name = self._names.get(body)
@@ -107,6 +116,9 @@ class _Grammar:
 
     def _value(self, schema: Any, path: str, chain: frozenset[str], depth: int) -> str:
         """An expression for `schema`. `chain` holds the references open since the last character of output."""
+        self._steps += 1
+        if self._steps > _MAX_STEPS:  # `anyOf` hands its siblings to every branch, so depth multiplies them
+            raise _Unusable(path, "schema exceeds maximum allowed size")
         if depth > _MAX_DEPTH:
             raise _Unusable(path, f"schema depth exceeds maximum limit of {_MAX_DEPTH}")
         if schema is True:
@@ -152,7 +164,13 @@ class _Grammar:
         distinct = list(dict.fromkeys(expressions))
         if len(distinct) > _MAX_ALTERNATIVES:
             raise _Unusable(path, f"there are more than {_MAX_ALTERNATIVES} alternatives")
-        return self._rule(" | ".join(distinct))
+        return self._rule(self._joined(distinct, path))
+
+    def _joined(self, alternatives: list[str], path: str) -> str:
+        """Long alternatives are what compiles slowest, in proportion to the square of their length."""
+        if sum([len(alternative) ** 2 for alternative in alternatives]) > _MAX_ALTERNATIVES_WEIGHT:
+            raise _Unusable(path, "the alternatives are too many and too long to be enforced")
+        return " | ".join(alternatives)
 
     def _reference(self, reference: Any, path: str, chain: frozenset[str], depth: int) -> str:
         target = _resolve(self._root, reference, path)
@@ -250,7 +268,12 @@ class _Grammar:
                 parts += [f'"-" {part} {point}{digits}' for part in _magnitudes(max(-last, 0), bottom, places)]
         if not parts:
             raise _Unusable(path, "no value lies between minimum and maximum")
-        return self._rule(" | ".join(dict.fromkeys(parts)))
+        body = " | ".join(dict.fromkeys(parts))
+        if body not in self._names:
+            if self._range_text + len(body) > _MAX_RANGE_TEXT:
+                return "integer" if whole else "number"
+            self._range_text += len(body)
+        return self._rule(body)
 
     def _array(self, schema: dict[str, Any], path: str, depth: int) -> str:
         least, most = _bounds(schema, "minItems", "maxItems", path)
@@ -290,9 +313,8 @@ class _Grammar:
             head = self._rule(f"({member} {tail})?")
         optional = [name for name in members if name not in required]
         if len(optional) > _MAX_ORDERED:
-            member = self._rule(
-                " | ".join(members[name] for name in optional) + ("" if extra is False else f" | {member}")
-            )
+            others = [] if extra is False else [member]
+            member = self._rule(self._joined([*(members[name] for name in optional), *others], path))
             tail = self._rule(f'("," {member})*')
             head = self._rule(f"({member} {tail})?")
             members = {name: body for name, body in members.items() if name in required}

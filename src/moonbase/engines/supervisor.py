@@ -84,6 +84,7 @@ class Supervisor:
         self._keeper: asyncio.Task[None] | None = None
         self._heard = 0.0
         self._given_up: WorkerDied | None = None
+        self._closing = False
         self.restarts = 0
 
     @property
@@ -107,6 +108,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """End the worker. Idempotent."""
+        self._closing = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -129,7 +131,7 @@ class Supervisor:
 
     async def _keep(self, became_ready: asyncio.Future[None]) -> None:
         crashes = 0
-        while True:
+        while not self._closing:  # a cancellation may be spent on waiting for the dead process
             started = time.monotonic()
             try:
                 await self._run_once(became_ready)

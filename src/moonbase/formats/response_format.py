@@ -22,6 +22,14 @@ _SUPPORTED = frozenset(
     | {"minLength", "maxLength", "pattern", "minimum", "maximum", "minItems", "maxItems"}
     | {"title", "description", "default"}
 )
+_UNSUPPORTED = frozenset(
+    {"oneOf", "allOf", "not", "if", "then", "else", "const", "format", "exclusiveMinimum", "exclusiveMaximum"}
+    | {"multipleOf", "uniqueItems", "contains", "minContains", "maxContains", "prefixItems", "patternProperties"}
+    | {"propertyNames", "minProperties", "maxProperties", "dependentRequired", "dependentSchemas"}
+)
+_PATTERN_BYTES = 1 << 18  # compiled; what one pattern may take
+_LARGEST_LEAST = 262_144
+_MAX_PATTERNS = 100
 _MAX_DEPTH = 30
 _MAX_SIZE = 120_000
 _MAX_STEPS = 200_000
@@ -30,9 +38,14 @@ _MAX_STEPS = 200_000
 class OutputRule:
     """What one request's output must be. `constraint` goes to the engine; `check` comes after it."""
 
-    def __init__(self, constraint: Constraint, schema: dict[str, Any] | None) -> None:
+    def __init__(
+        self, constraint: Constraint, schema: dict[str, Any] | None = None, left_out: tuple[str, ...] = ()
+    ) -> None:
+        """`left_out` names the keywords of the client's schema that are neither enforced nor checked."""
         self.constraint = constraint
+        self.left_out = left_out
         self._schema = schema
+        self._validator = _validator(schema if schema is not None else {})
 
     def check(self, text: str) -> None:
         """Raise `InvalidOutput` unless `text` is what was asked for."""
@@ -44,13 +57,9 @@ class OutputRule:
             if not isinstance(value, dict):
                 raise InvalidOutput("it is not a JSON object")
             return
-        try:
-            affordable = _Steps(self._schema).of(self._schema, value) <= _MAX_STEPS
-        except RecursionError:
-            affordable = False
-        if not affordable:
+        if not _Steps(self._schema).affordable(value):
             raise InvalidOutput(f"it is too deeply nested to be checked against `{_FIELD}`")
-        broken = next(_validator(self._schema).iter_errors(value), None)
+        broken = next(self._validator.iter_errors(value), None)
         if broken is not None:
             raise InvalidOutput(f"it does not match `{_FIELD}`: {broken.message}")
 
@@ -63,21 +72,23 @@ def output_rule(wanted: ResponseFormat) -> OutputRule | None:
     if wanted.kind == "text":
         return None
     if wanted.kind == "json_object" or not wanted.strict:
-        return OutputRule(_ANY_OBJECT, None)
+        return OutputRule(_ANY_OBJECT)
     assert wanted.schema is not None
     if len(wanted.schema) > _MAX_SIZE:
         raise InvalidRequest(f"`{_FIELD}`: schema exceeds maximum allowed size")
-    schema = _supported(msgspec.json.decode(wanted.schema), 0)
+    left_out: set[str] = set()
+    schema = _supported(msgspec.json.decode(wanted.schema), 0, left_out)
     for reference in _references(schema):
         _check_reference(reference, schema)
-    _validator(schema)
-    if _Steps(schema).of(schema, None) > _MAX_STEPS:
+    if wanted.schema.count('"pattern"') > _MAX_PATTERNS:
+        raise InvalidRequest(f"`{_FIELD}`: there are more than {_MAX_PATTERNS} patterns")
+    if not _Steps(schema).affordable(None):
         raise InvalidRequest(f"`{_FIELD}`: detected infinite recursion without termination condition")
-    return OutputRule(JsonSchema(msgspec.json.encode(schema).decode()), schema)
+    return OutputRule(JsonSchema(msgspec.json.encode(schema).decode()), schema, tuple(sorted(left_out)))
 
 
-def _supported(schema: Any, depth: int) -> Any:
-    """The schema without keywords that are neither enforced nor validated."""
+def _supported(schema: Any, depth: int, left_out: set[str]) -> Any:
+    """The schema without keywords that are neither enforced nor validated; adds the known ones to `left_out`."""
     if depth > _MAX_DEPTH:
         raise InvalidRequest(f"`{_FIELD}`: schema depth exceeds maximum limit of {_MAX_DEPTH}")
     if not isinstance(schema, dict):
@@ -85,14 +96,17 @@ def _supported(schema: Any, depth: int) -> Any:
     kept: dict[str, Any] = {}
     for key, value in schema.items():
         if key not in _SUPPORTED:
+            left_out |= {key} & _UNSUPPORTED
             continue
         if key in ("properties", "$defs") and isinstance(value, dict):
-            kept[key] = {name: _supported(inner, depth + 1) for name, inner in value.items()}
+            kept[key] = {name: _supported(inner, depth + 1, left_out) for name, inner in value.items()}
         elif key in ("items", "additionalProperties"):
-            kept[key] = _supported(value, depth + 1)
+            kept[key] = _supported(value, depth + 1, left_out)
         elif key == "anyOf" and isinstance(value, list):
-            kept[key] = [_supported(inner, depth + 1) for inner in value]
+            kept[key] = [_supported(inner, depth + 1, left_out) for inner in value]
         else:
+            if key in ("minItems", "minLength") and isinstance(value, int) and value > _LARGEST_LEAST:
+                raise InvalidRequest(f"`{_FIELD}`: {key} ({value}) is more than any answer can hold")
             kept[key] = value
     return kept
 
@@ -124,6 +138,10 @@ def _check_reference(reference: Any, root: dict[str, Any]) -> None:
         raise InvalidRequest(f"`{_FIELD}`: $defs not found for reference: {reference}")
 
 
+class _TooManySteps(Exception):
+    """Counting alone costs too much. Never leaves this module."""
+
+
 class _Steps:
     """How many subschemas a validator visits for a value, found without visiting any twice.
 
@@ -134,19 +152,27 @@ class _Steps:
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
         self._known: dict[tuple[int, int], float] = {}
+        self._asked = 0
 
-    def of(self, schema: Any, value: Any) -> float:
-        """Visits for `value` under `schema`; infinite when `schema` leads back to itself without a step into it.
+    def affordable(self, value: Any) -> bool:
+        """Whether a validator would be done with `value` before long; an endless reference is not."""
+        try:
+            return self._of(self._root, value) <= _MAX_STEPS
+        except (RecursionError, _TooManySteps):
+            return False
 
-        Raises `RecursionError` for values nested more deeply than Python recurses.
-        """
+    def _of(self, schema: Any, value: Any) -> float:
+        """Visits for `value` under `schema`; infinite when `schema` leads back to itself without a step into it."""
+        self._asked += 1
+        if self._asked > _MAX_STEPS:
+            raise _TooManySteps
         if not isinstance(schema, dict):
             return 1
         key = (id(schema), id(value))
         known = self._known.get(key)
         if known is None:
             self._known[key] = math.inf  # until this is known: what comes back here before never ends
-            known = self._known[key] = 1 + sum([self.of(inner, part) for inner, part in self._next(schema, value)])
+            known = self._known[key] = 1 + sum([self._of(inner, part) for inner, part in self._next(schema, value)])
         return known
 
     def _next(self, schema: dict[str, Any], value: Any) -> Iterator[tuple[Any, Any]]:
@@ -167,7 +193,9 @@ class _Steps:
 
 def _validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
     try:
-        return jsonschema_rs.Draft202012Validator(schema)
+        return jsonschema_rs.Draft202012Validator(
+            schema, pattern_options=jsonschema_rs.RegexOptions(size_limit=_PATTERN_BYTES, dfa_size_limit=_PATTERN_BYTES)
+        )
     except (jsonschema_rs.ValidationError, ValueError) as error:
         reason = getattr(error, "message", str(error)).splitlines()[0]
         raise InvalidRequest(f"`{_FIELD}` is not a valid JSON schema: {reason}") from error

@@ -1,5 +1,6 @@
 """A served model: a format, a tokenizer and an engine put together. All of a model that `service` sees."""
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,8 @@ from moonbase.errors import ApiError
 from moonbase.formats.base import Format
 from moonbase.formats.output import OutputText
 from moonbase.router.encoding import PromptEncoder
+
+_MANY_MESSAGES = 2_000  # rendering as many takes some milliseconds
 
 
 class TokenDeployment:
@@ -42,7 +45,10 @@ class TokenDeployment:
 
     async def encode(self, messages: tuple[Message, ...], scope: str) -> "PreparedPrompt":
         """Render and tokenise. `scope` keeps caches of organizations apart."""
-        prompt = self._format.render(messages)
+        if len(messages) > _MANY_MESSAGES:
+            prompt = await asyncio.to_thread(self._format.render, messages)
+        else:
+            prompt = self._format.render(messages)
         return PreparedPrompt(await self._encoder.encode(prompt, scope), prompt.user_text, scope)
 
     def open(

@@ -4,7 +4,7 @@ import asyncio
 from array import array
 from collections import OrderedDict
 
-from moonbase.chat.prompt import Control, Prompt
+from moonbase.chat.prompt import Control, Prompt, Segment
 from moonbase.engines.base import TokenIds, Tokenizer
 
 _IN_THREAD = 64 * 1024  # characters; longer texts would hold the event loop for more than a few milliseconds
@@ -26,33 +26,42 @@ class PromptEncoder:
         self._max_bytes = max_bytes
 
     async def encode(self, prompt: Prompt, scope: str) -> TokenIds:
-        """The prompt's token ids (`array('I')`)."""
+        """The prompt's token ids. What is not known and together long is encoded in one thread."""
+        found = [self._find(segment, scope) for segment in prompt.segments]
+        unknown = [
+            segment
+            for segment, known in zip(prompt.segments, found, strict=True)
+            if known is None and isinstance(segment, str)
+        ]
+        if sum([len(segment) for segment in unknown]) > _IN_THREAD:
+            encoded = iter(await asyncio.to_thread(self._encode_all, unknown))
+        else:
+            encoded = iter(self._encode_all(unknown))
         ids = array("I")
-        for segment in prompt.segments:
-            if isinstance(segment, Control):
-                ids.append(self._tokenizer.control(segment.name))
-            elif len(segment) < _WORTH_KEEPING:
-                ids += self._tokenizer.encode_plain(segment)
-            else:
-                ids += await self._remembered(segment, scope)
+        for segment, known in zip(prompt.segments, found, strict=True):
+            if known is None:
+                assert isinstance(segment, str)
+                known = next(encoded)
+                self._keep((scope, segment), known)
+            ids += known
         return ids
 
-    async def _remembered(self, text: str, scope: str) -> TokenIds:
-        key = (scope, text)
-        known = self._cache.get(key)
+    def _find(self, segment: Segment, scope: str) -> "TokenIds | None":
+        if isinstance(segment, Control):
+            return array("I", [self._tokenizer.control(segment.name)])
+        if len(segment) < _WORTH_KEEPING:
+            return None
+        known = self._cache.get((scope, segment))
         if known is not None:
-            self._cache.move_to_end(key)
-            return known
-        if len(text) > _IN_THREAD:
-            ids = await asyncio.to_thread(self._tokenizer.encode_plain, text)
-        else:
-            ids = self._tokenizer.encode_plain(text)
-        self._keep(key, ids)
-        return ids
+            self._cache.move_to_end((scope, segment))
+        return known
+
+    def _encode_all(self, texts: list[str]) -> list[TokenIds]:
+        return [self._tokenizer.encode_plain(text) for text in texts]
 
     def _keep(self, key: tuple[str, str], ids: TokenIds) -> None:
         size = _size(key[1], ids)
-        if size > self._max_bytes or key in self._cache:
+        if len(key[1]) < _WORTH_KEEPING or size > self._max_bytes or key in self._cache:
             return
         self._cache[key] = ids
         self._bytes += size

@@ -1,5 +1,6 @@
 """The ASGI application: every request gets ids, a host check, an endpoint and exactly one answer."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -11,8 +12,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moonbase.config import Settings
 from moonbase.dialects.openai.encode import encode_error, encode_unknown_path
-from moonbase.errors import ApiError, HostNotAllowed, InvalidRequest, RequestTimeout, RequestTooLarge, ServerError
-from moonbase.server.exchange import ClientGone, Exchange, Header
+from moonbase.errors import (
+    ApiError,
+    EngineUnavailable,
+    HostNotAllowed,
+    InvalidRequest,
+    RequestTimeout,
+    RequestTooLarge,
+    ServerError,
+)
+from moonbase.server.exchange import BodyBudget, ClientGone, Exchange, Header
 from moonbase.server.hosts import AllowedHosts
 from moonbase.service.ids import Ids
 from moonbase.telemetry import Metrics
@@ -59,11 +68,12 @@ class Gateway:
         self._router = router
         self._metrics = metrics
         self._ids = ids
+        self._bodies = BodyBudget(settings.server.max_bodies_bytes)
         self._hosts = AllowedHosts(settings.server.allowed_hosts, settings.server.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
-        exchange = Exchange(scope, receive, send, self._limits, self._ids.request(), self._ids.trace())
+        exchange = Exchange(scope, receive, send, self._limits, self._bodies, self._ids.request(), self._ids.trace())
         scope["moonbase.exchange"] = exchange
         scope["app"] = self  # makes Starlette raise for a wrong method instead of answering itself
         try:
@@ -75,10 +85,13 @@ class Gateway:
             await self._refuse(exchange, error)
         except ClientGone:
             exchange.status = 499
+        except asyncio.CancelledError:  # the grace of a shutdown is over
+            await self._refuse(exchange, EngineUnavailable())
         except Exception:
             log.exception("request failed", extra={"fields": {"request_id": exchange.arrival.request_id}})
             await self._refuse(exchange, ServerError())
         finally:
+            exchange.release()
             self._record(exchange)
 
     def _check_host(self, exchange: Exchange) -> None:

@@ -1,7 +1,10 @@
 """The endpoints of the OpenAI dialect and of operations: they convert, the service decides."""
 
+import asyncio
 import secrets
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -22,6 +25,10 @@ from moonbase.service.ids import Ids
 from moonbase.service.models import served_models
 from moonbase.telemetry import Metrics
 
+T = TypeVar("T")
+
+_LARGE_BODY = 256 * 1024
+
 
 class ChatEndpoint:
     """POST /v1/chat/completions (moonshot-api.md 1 to 3)."""
@@ -34,9 +41,10 @@ class ChatEndpoint:
     async def __call__(self, exchange: Exchange) -> None:
         with await enter(self._accounts, exchange) as caller:
             exchange.caller = caller
-            request = decode_chat(await exchange.body())
+            request = await _decoded(decode_chat, await exchange.body())
             async with exchange.while_connected(), self._chat.open(caller, request, exchange.arrival) as answer:
                 exchange.model = answer.model.id
+                exchange.on_leave = answer.abandon
                 events = await answer.read()  # nothing is sent before this, so that a failure is still a status
                 if request.stream:
                     await self._stream(exchange, request, answer, events)
@@ -59,6 +67,10 @@ class ChatEndpoint:
                 events = await answer.read()
         except ApiError as error:
             await exchange.send(encoder.error(error), more=False)
+            raise
+        except asyncio.CancelledError:
+            if not answer.abandoned:  # the server stops, and the client shall know that this is not the end
+                await exchange.send(encoder.error(EngineUnavailable()), more=False)
             raise
         await exchange.send(encoder.done(), more=False)
 
@@ -103,7 +115,7 @@ class AccountEndpoints:
         """POST /v1/tokenizers/estimate-token-count."""
         with await enter(self._accounts, exchange) as caller:
             exchange.caller = caller
-            model_id, messages = decode_estimate(await exchange.body())
+            model_id, messages = await _decoded(decode_estimate, await exchange.body())
             tokens = await self._chat.count(caller, model_id, messages)
             await exchange.respond(encode_estimate(tokens), headers=[])
 
@@ -120,6 +132,7 @@ class OperationEndpoints:
     """Health, metrics and the description of the interface, without an account."""
 
     def __init__(self, settings: Settings, router: Router, metrics: Metrics) -> None:
+        self._document = msgspec.json.encode(document())
         self._token = settings.metrics.token
         self._router = router
         self._metrics = metrics
@@ -144,12 +157,19 @@ class OperationEndpoints:
 
     async def openapi(self, exchange: Exchange) -> None:
         """GET /openapi.json."""
-        await exchange.respond(msgspec.json.encode(document()), headers=[])
+        await exchange.respond(self._document, headers=[])
 
 
 async def enter(accounts: Accounts, exchange: Exchange) -> Admission:
     """Authenticate the request by its Authorization header."""
     return await accounts.enter(bearer(exchange.header(b"authorization")))
+
+
+async def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
+    """Decode a large body in a thread: it may hold hundreds of thousands of messages."""
+    if len(body) < _LARGE_BODY:
+        return decode(body)
+    return await asyncio.to_thread(decode, body)
 
 
 def _answer_headers(answer: Answer) -> list[Header]:

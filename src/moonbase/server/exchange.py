@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
 from moonbase.config import ServerSettings
-from moonbase.errors import RequestTimeout, RequestTooLarge
+from moonbase.errors import EngineOverloaded, RequestTimeout, RequestTooLarge
 from moonbase.service.chat import Arrival
 from moonbase.store.records import Caller
 
@@ -22,11 +22,34 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 
+class BodyBudget:
+    """Bytes of request bodies that a server holds at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def take(self, size: int) -> None:
+        """Raises `EngineOverloaded` when there is not so much left."""
+        if size > self._left:
+            raise EngineOverloaded
+        self._left -= size
+
+    def give(self, size: int) -> None:
+        self._left += size
+
+
 class Exchange:
     """A request with its ids. Every response carries them (moonshot-api.md 9.2)."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, limits: ServerSettings, request_id: str, trace_id: str
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        limits: ServerSettings,
+        bodies: "BodyBudget",
+        request_id: str,
+        trace_id: str,
     ) -> None:
         self.scope = scope
         self.receive = receive
@@ -36,8 +59,11 @@ class Exchange:
         self.model: str | None = None
         self.status: int | None = None
         self.finished = False
+        self.on_leave: Callable[[], None] | None = None
         self._send = send
         self._limits = limits
+        self._bodies = bodies
+        self._held = 0
 
     @property
     def method(self) -> str:
@@ -59,7 +85,7 @@ class Exchange:
         return None
 
     async def body(self) -> bytes:
-        """The whole body. Raises `RequestTooLarge`, `RequestTimeout` or `ClientGone`."""
+        """The whole body. Raises `RequestTooLarge`, `RequestTimeout`, `EngineOverloaded` or `ClientGone`."""
         limit = self._limits.max_body_bytes
         announced = self.header(b"content-length")
         if announced is not None and announced.isdecimal() and int(announced) > limit:
@@ -76,11 +102,18 @@ class Exchange:
                     size += len(chunk)
                     if size > limit:
                         raise RequestTooLarge(limit)
+                    self._bodies.take(len(chunk))
+                    self._held += len(chunk)
                     chunks.append(chunk)
                     if not message.get("more_body", False):
                         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError as error:
             raise RequestTimeout(self._limits.body_timeout) from error
+
+    def release(self) -> None:
+        """Give back what the body took of the server's budget."""
+        self._bodies.give(self._held)
+        self._held = 0
 
     async def respond(
         self, body: bytes, *, status: int = 200, content_type: bytes = JSON, headers: list[Header]
@@ -106,7 +139,7 @@ class Exchange:
 
     @asynccontextmanager
     async def while_connected(self) -> AsyncIterator[None]:
-        """Run the body of the `async with` until it ends or the client leaves, which cancels it.
+        """Run the body of the `async with` until it ends or the client leaves, which cancels it after `on_leave`.
 
         The body has been read, so the only thing left to receive is the disconnect.
         """
@@ -120,6 +153,8 @@ class Exchange:
                 pass
             if not self.finished:  # a complete response ends with the same message
                 left = True
+                if self.on_leave is not None:
+                    self.on_leave()
                 task.cancel()
 
         watcher = asyncio.create_task(watch())  # held here and cancelled below

@@ -1,6 +1,7 @@
 """HTTP/1.1 connections: uvicorn's protocol with limits on size and time of a request's head."""
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.config import Config
@@ -24,6 +25,15 @@ def protocol_class(settings: ServerSettings) -> type[HttpToolsProtocol]:
     return LimitedProtocol
 
 
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The offer of another protocol is ignored, as it may be (RFC 9110 7.8): the parser would drop the body."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(rb"\r\nx-upgrade:", head) + end + rest
+
+
 class _LimitedProtocol(HttpToolsProtocol):
     """httptools caps nothing and uvicorn times only idle connections (issues in both ask for it)."""
 
@@ -43,6 +53,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._began = False
         self._head_bytes = 0
         self._framing = 0
+        self._body_bytes = 0
+        self._stuck: asyncio.TimerHandle | None = None
         self._refusal = (400, "the HTTP request is malformed")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -51,9 +63,20 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._writes_again()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self.limits.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._writes_again()
+        super().resume_writing()
+
     def data_received(self, data: bytes) -> None:
+        if b"pgrade:" in data or b"PGRADE:" in data:
+            data = _without_upgrade(data)
         self._began = False
         if not self._in_head:
             self._framing += len(data)
@@ -64,6 +87,8 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._check_size(self._head_bytes)
         elif not self._in_head:
             self._check_size(self._framing)
+        if self._idle and not self.transport.is_closing():
+            self._arm(self.limits.header_timeout, self._head_late)  # stray bytes have stopped uvicorn's own timer
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -74,11 +99,13 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if not self.url.startswith(b"/"):
+            raise ValueError("not a path")  # the target of a proxy's request names a host of its own
         size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > self.limits.max_header_bytes:
             self._too_large()
             raise ValueError("request head too large")
-        self._framing = 0
+        self._framing = self._body_bytes = 0
         super().on_headers_complete()
         self._arm(self.limits.body_timeout, self._body_late)
 
@@ -87,9 +114,14 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._framing = max(0, self._framing - len(body))
+        self._body_bytes += len(body)
+        if self._body_bytes > self.limits.max_body_bytes and self.cycle.response_complete:
+            self.transport.abort()  # refused, and still sending
+            return
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._asked = False
         self._disarm()
         self._framing = 0
         super().on_message_complete()
@@ -104,6 +136,17 @@ class _LimitedProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing is asked or answered, and no timer would notice."""
+        timed = self._timer is not None or self.timeout_keep_alive_task is not None
+        return not timed and not self._asked and (self.cycle is None or self.cycle.response_complete)
+
+    def _writes_again(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.max_header_bytes and not self.transport.is_closing():
@@ -133,3 +176,5 @@ class _LimitedProtocol(HttpToolsProtocol):
         # While the application still reads, it answers 408 itself; here is the body nobody waits for.
         if self.cycle is not None and self.cycle.response_complete:
             self.transport.close()
+        else:
+            self._arm(self.limits.body_timeout, self._body_late)

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from moonbase.config import ServerSettings, Settings
+from moonbase.config import MetricsSettings, ServerSettings, Settings
 from moonbase.errors import ConfigurationError
 from moonbase.server.protocol import protocol_class
 from moonbase.server.world import World, build_world
+from moonbase.telemetry import Metrics
 
 log = logging.getLogger("moonbase.server")
 
@@ -32,10 +34,12 @@ def run(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:
 
 
 async def _serve(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:
+    metrics = Metrics()
+    _check_tls(settings.server)
     with _bind(settings.server) as listener:  # first: a used port should not cost the loading of a model
-        async with build_world(settings, home, cache) as world:
-            if settings.metrics.port is not None:
-                _serve_metrics(settings, world)
+        if settings.metrics.port is not None:
+            _serve_metrics(settings.metrics, metrics)
+        async with build_world(settings, home, cache, metrics) as world:
             server = _Server(
                 _uvicorn_config(settings.server, world.app), lambda: ready(world, _url(settings, listener))
             )
@@ -45,27 +49,40 @@ async def _serve(settings: Settings, home: Path, cache: Path, ready: Ready) -> N
 
 
 def _bind(settings: ServerSettings) -> socket.socket:
+    """A bound socket that does not listen yet: clients are refused, not kept waiting, until the model is loaded."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        listener.bind((settings.host, settings.port))
+        return listener
     except OSError as error:
+        listener.close()
         raise ConfigurationError(
             f"server.port: cannot listen on {settings.host} port {settings.port} ({error.strerror}); "
             "stop what uses it or choose another with --port"
         ) from error
 
 
-def _serve_metrics(settings: Settings, world: World) -> None:
+def _serve_metrics(settings: MetricsSettings, metrics: Metrics) -> None:
     from prometheus_client import start_http_server
 
-    metrics = settings.metrics
-    assert metrics.port is not None
+    assert settings.port is not None
     try:
-        start_http_server(metrics.port, metrics.host, registry=world.metrics.registry)
+        start_http_server(settings.port, settings.host, registry=metrics.registry)
     except OSError as error:
         raise ConfigurationError(
-            f"metrics.port: cannot listen on {metrics.host} port {metrics.port} ({error.strerror})"
+            f"metrics.port: cannot listen on {settings.host} port {settings.port} ({error.strerror})"
         ) from error
+
+
+def _check_tls(settings: ServerSettings) -> None:
+    if settings.tls_certificate is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except OSError as error:  # ssl.SSLError is one, and so is a missing file
+        raise ConfigurationError(f"server.tls_certificate: cannot be used with server.tls_key ({error})") from error
 
 
 def _url(settings: Settings, listener: socket.socket) -> str:
@@ -77,27 +94,22 @@ def _url(settings: Settings, listener: socket.socket) -> str:
 
 
 def _uvicorn_config(settings: ServerSettings, app: ASGIApp) -> uvicorn.Config:
-    try:
-        config = uvicorn.Config(
-            app,
-            http=protocol_class(settings),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=True,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-            timeout_keep_alive=75,  # longer than the proxies and clients in front keep theirs, which then close first
-            timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
-        )
-        config.load()
-    except OSError as error:  # ssl.SSLError is one, and a missing file
-        raise ConfigurationError(f"server.tls_certificate: cannot be used ({error})") from error
-    return config
+    return uvicorn.Config(
+        app,
+        http=protocol_class(settings),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_keep_alive=75,  # longer than the proxies and clients in front keep theirs, which then close first
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
 
 
 class _Server(uvicorn.Server):

@@ -33,12 +33,11 @@ class World(Struct, frozen=True):
 
     app: ASGIApp
     deployment: TokenDeployment
-    metrics: Metrics
     first_key: str | None
 
 
 @asynccontextmanager
-async def build_world(settings: Settings, home: Path, cache: Path) -> AsyncIterator[World]:
+async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metrics) -> AsyncIterator[World]:
     """Open the database, start the engine, put the layers together; leaving takes all down in reverse.
 
     Raises `ConfigurationError` or `ModelFileError` for what stops a start.
@@ -46,14 +45,13 @@ async def build_world(settings: Settings, home: Path, cache: Path) -> AsyncItera
     url = database_url(settings.database.url, home)
     await migrate(url)
     catalog = load_catalog(settings.models)
-    metrics = Metrics()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(url))
         accounts = await stack.enter_async_context(Accounts(database, currency=settings.billing.currency))
-        first_key = await accounts.keys.first_start()
         deployment = _deployment(settings, catalog, cache)
         stack.push_async_callback(deployment.engine.close)
         await deployment.engine.start()
+        first_key = await accounts.keys.first_start()  # last: a start that fails must not have made a key
         router = Router(deployment)
         ids = Ids()
         chat = ChatService(settings, catalog, router, accounts, metrics)
@@ -73,7 +71,7 @@ async def build_world(settings: Settings, home: Path, cache: Path) -> AsyncItera
         ]
         if settings.metrics.token is not None:
             routes.append(("GET", "/metrics", operations.metrics))
-        yield World(build_app(settings, routes, metrics, ids), deployment, metrics, first_key)
+        yield World(build_app(settings, routes, metrics, ids), deployment, first_key)
 
 
 def _deployment(settings: Settings, catalog: Catalog, cache: Path) -> TokenDeployment:

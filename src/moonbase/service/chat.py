@@ -37,14 +37,23 @@ class Answer:
     """The answer to one request, read as events until an empty list."""
 
     def __init__(
-        self, model: Model, deployment: TokenDeployment, stream: EventStream, metrics: ModelMetrics, arrival: Arrival
+        self,
+        model: Model,
+        deployment: TokenDeployment,
+        stream: EventStream,
+        metrics: ModelMetrics,
+        arrival: Arrival,
+        adapted: list[str],
+        rule: OutputRule | None,
     ) -> None:
+        """`adapted` names what was changed about the request, `rule` is what the output is checked against."""
         self.model = model
         self.served_by = deployment.name
-        self.adapted: list[str] = []
+        self.adapted = adapted
         self.outcome: Outcome = "cancelled"
+        self.abandoned = False
         self.first_token_at: int | None = None
-        self.rule: OutputRule | None = None
+        self._rule = rule
         self._stream = stream
         self._metrics = metrics
         self._last = arrival.monotonic
@@ -54,6 +63,10 @@ class Answer:
     def cached_tokens(self) -> int:
         """Prompt tokens from the cache; known from the first read on."""
         return self._stream.cached_tokens
+
+    def abandon(self) -> None:
+        """The client has left: what was generated until then is its to pay."""
+        self.abandoned = True
 
     async def read(self) -> list[ChatEvent]:
         """All events that have come, waiting for at least one; an empty list after the last.
@@ -71,8 +84,8 @@ class Answer:
         else:
             self._metrics.inter_token.observe((now - self._last) / len(events))
         self._last = now
-        if self.rule is not None:
-            self._check(self.rule, events)
+        if self._rule is not None:
+            self._check(self._rule, events)
         if isinstance(events[-1], Finished) and not self._stream.open:
             self.outcome = events[-1].reason
         return events
@@ -111,6 +124,8 @@ class ChatService:
         if rule is not None and request.messages[-1].partial:
             rule = None  # the output continues a text of the client's: alone it is no JSON
             adapted.append("response_format=text")
+        if rule is not None and rule.left_out:
+            adapted.append(f"response_format.left_out={'+'.join(rule.left_out)}")
         constraint = rule.constraint if rule is not None else None
         deployment = self._router.pick(model, constraint)
         _refuse_images(request.messages, deployment)
@@ -140,17 +155,16 @@ class ChatService:
             ) as stream,
             _Watchdog(stream, self._settings.engine),
         ):
-            answer = Answer(model, deployment, stream, metrics, arrival)
-            answer.adapted = adapted
-            answer.rule = None if request.stop else rule  # a stop string may end it anywhere, as asked
+            if rule is not None and request.stop:
+                rule = None  # a stop string may end it anywhere, as asked
+                adapted.append("response_format.validation=off")
+            answer = Answer(model, deployment, stream, metrics, arrival, adapted, rule)
             failed = True
             try:
                 yield answer
                 failed = False
-            except (asyncio.CancelledError, GeneratorExit):
-                failed = False
-                raise
             finally:
+                failed = failed and not answer.abandoned
                 cached, output = stream.cached_tokens, stream.completion_tokens
                 metrics.ended("failed" if failed else answer.outcome, prompt.tokens, cached, output)
                 if not failed:

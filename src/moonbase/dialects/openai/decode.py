@@ -134,8 +134,10 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         except msgspec.ValidationError as error:
             raise _wrong_type(str(error)) from error
         except msgspec.DecodeError:
+            if b"\\ud" not in body and b"\\uD" not in body:
+                raise
             # JavaScript clients cut strings inside surrogate pairs; the service takes that as U+FFFD.
-            mended = _mend_surrogates(body)
+            mended = _SURROGATES.sub(_mend, body)
             if mended == body:
                 raise
             return _decode(decoder, mended)
@@ -147,18 +149,15 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise InvalidRequest("the request body is nested too deeply") from error
 
 
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|u[dD][c-fC-F][0-9a-fA-F]{2}|.)"
+# An escaped surrogate, or a pair of them, after an even number of backslashes.
+_SURROGATES = re.compile(
+    rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
 
 
-def _mend_surrogates(body: bytes) -> bytes:
-    def mend(match: re.Match[bytes]) -> bytes:
-        escape = match[0]
-        lone = escape[1:3].lower() == b"ud" and escape[3:4] in b"89abAB" + b"cdefCDEF" and not match[1]
-        return rb"\ufffd" if lone else escape
-
-    return _ESCAPE.sub(mend, body)
+def _mend(match: re.Match[bytes]) -> bytes:
+    """A whole pair as it is; half of one as U+FFFD."""
+    return match[0] if match[2] else match[1] + rb"\ufffd"
 
 
 _VALIDATION = re.compile(r"Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")

@@ -33,13 +33,13 @@ _FATAL_MEMORY = 600.0  # seconds for which a request that ended workers is remem
 
 
 class _Job:
-    """An accepted request, waiting or running. `choices` is how many of it have not ended."""
+    """An accepted request, waiting or running. `open` are the choices that have not ended."""
 
     def __init__(self, number: int, request: GenerateRequest, constraint: str | None) -> None:
         self.number = number
         self.request = request
         self.constraint = constraint
-        self.choices = request.sampling.n
+        self.open = set(range(request.sampling.n))
         self.generation: Generation
 
 
@@ -78,12 +78,13 @@ class OpenVINOEngine:
         self._queue: deque[_Job] = deque()
         self._last_number = 0
         self._deaths: dict[bytes, list[float]] = {}
+        self._suspect_runs = False
         self.ready = False
         self.running = 0
 
     @property
     def waiting(self) -> int:
-        return sum([job.choices for job in self._queue])
+        return sum([len(job.open) for job in list(self._queue)])
 
     @property
     def busy(self) -> bool:
@@ -114,14 +115,14 @@ class OpenVINOEngine:
         """
         if not self.ready:
             raise EngineUnavailable(_RESTART_SECONDS)
-        if self._deaths:
-            self._refuse_fatal(request)
+        if self._deaths_of(request) >= _FATAL_DEATHS:
+            raise FatalRequest
         constraint = None if request.constraint is None else structural_tag(request.constraint)
         if not self._has_room(request.sampling.n) and self.waiting + request.sampling.n > self._max_waiting:
             raise EngineOverloaded
         self._last_number += 1
         job = _Job(self._last_number, request, constraint)
-        job.generation = Generation(job.choices, lambda choice: self._cancel(job, choice))
+        job.generation = Generation(len(job.open), lambda choice: self._cancel(job, choice))
         self._queue.append(job)
         self._run_next()
         return job.generation
@@ -168,29 +169,32 @@ class OpenVINOEngine:
 
     def _collect(self, output: protocol.Output, deltas: dict[_Job, list[Delta]]) -> None:
         job = self._jobs.get(output.generation)
-        if job is None:
+        if job is None or output.choice not in job.open:
             return  # cancelled while this was on its way
         deltas.setdefault(job, []).append(Delta(output.choice, output.token_ids, output.finish, output.cached_tokens))
         if output.finish is not None:
-            self._ended(job, 1)
+            self._ended(job, {output.choice})
+            if not job.open and self._deaths:
+                self._deaths.pop(_fingerprint(job.request), None)  # it has proved harmless
 
     def _fail(self, number: int, error: EngineOverloaded | InvalidRequest) -> None:
         job = self._jobs.get(number)
         if job is not None:
-            self._ended(job, job.choices)
+            self._ended(job, job.open)
             job.generation.fail(error)
 
-    def _ended(self, job: _Job, choices: int) -> None:
-        """So many of a running job's choices take no room any more."""
-        self.running -= choices
-        job.choices -= choices
-        if job.choices <= 0:
-            del self._jobs[job.number]
+    def _ended(self, job: _Job, choices: set[int]) -> None:
+        """These choices of a running job take no room any more."""
+        ended = job.open & choices
+        job.open -= ended
+        self.running -= len(ended)
+        if not job.open:
+            self._jobs.pop(job.number, None)
 
     def _cancel(self, job: _Job, choice: int | None) -> None:
         if job.number in self._jobs:
             self._write(protocol.Cancel(job.number, choice))
-            self._ended(job, job.choices if choice is None else 1)
+            self._ended(job, job.open if choice is None else {choice})
             self._run_next()
         elif job in self._queue:
             self._queue.remove(job)
@@ -199,14 +203,24 @@ class OpenVINOEngine:
         return not self._queue and (self.running + choices <= self._max_running or not self.running)
 
     def _run_next(self) -> None:
-        """Start the longest waiting requests for which there is room."""
+        """Start the longest waiting requests for which there is room.
+
+        A request that was there when a worker died runs alone the next time: so it is known afterwards
+        whether it was to blame, and nobody else falls with it.
+        """
         while self._queue and self.ready:
             job = self._queue[0]
-            if self.running and self.running + job.choices > self._max_running:
+            deaths = self._deaths_of(job.request)
+            if deaths >= _FATAL_DEATHS:
+                self._queue.popleft()
+                job.generation.fail(FatalRequest())
+                continue
+            if self.running and (deaths or self._suspect_runs or self.running + len(job.open) > self._max_running):
                 return
             self._queue.popleft()
+            self._suspect_runs = deaths > 0
             self._jobs[job.number] = job
-            self.running += job.choices
+            self.running += len(job.open)
             request = job.request
             self._write(
                 protocol.Start(
@@ -224,12 +238,14 @@ class OpenVINOEngine:
         if self._transport is not None:
             self._transport.write(protocol.frame(message))
 
-    def _refuse_fatal(self, request: GenerateRequest) -> None:
+    def _deaths_of(self, request: GenerateRequest) -> int:
+        """How many workers died lately while they ran this request."""
+        if not self._deaths:
+            return 0
         since = time.monotonic() - _FATAL_MEMORY
         recent = {key: [at for at in times if at > since] for key, times in self._deaths.items()}
         self._deaths = {key: times for key, times in recent.items() if times}
-        if len(self._deaths.get(_fingerprint(request), ())) >= _FATAL_DEATHS:
-            raise FatalRequest
+        return len(self._deaths.get(_fingerprint(request), ()))
 
 
 def _refusal(reason: str) -> InvalidRequest:
@@ -239,7 +255,7 @@ def _refusal(reason: str) -> InvalidRequest:
 
 
 def _fingerprint(request: GenerateRequest) -> bytes:
-    """What makes two requests the same to a worker."""
+    """What makes two requests of an organization the same to a worker."""
     digest = blake2b(request.prompt_ids.tobytes(), digest_size=16)
-    digest.update(msgspec.msgpack.encode((request.sampling, request.constraint)))
+    digest.update(msgspec.msgpack.encode((request.sampling, request.constraint, request.cache_scope)))
     return digest.digest()

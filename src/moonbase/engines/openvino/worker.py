@@ -176,7 +176,7 @@ class Worker:
                     self._send(gateway, protocol.Failed(generation, "overloaded", "the KV cache cannot hold it"))
                     break
             if not running.choices:
-                del gateway.running[generation]
+                gateway.running.pop(generation, None)  # gone already when telling of a failure lost the gateway
         self._send(gateway, protocol.Tokens(outputs))
 
     def _remember(self, running: _Running, choice: _Choice, output: protocol.Output) -> None:
