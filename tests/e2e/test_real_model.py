@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import jsonschema_rs
 import pytest
@@ -26,6 +27,7 @@ from moonbase.config import cache
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FRANCE = "What is the capital of France?"
 STORY = "Write a very long story about a fox and a goose, with many chapters."
+ENDLESS: dict[str, Any] = {"temperature": 0.01, "frequency_penalty": -2, "max_tokens": 4000}  # it repeats itself
 BOB = "Bob is 12 years old. Give name and age as JSON."
 PERSON = {
     "type": "object",
@@ -182,7 +184,7 @@ def test_the_window_is_enforced_with_exact_counts(server: Server) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_the_engine(server: Server, stream: bool) -> None:
-    body = chat_body(STORY, stream=stream, n=4, temperature=1, max_tokens=2000)
+    body = chat_body(STORY, stream=stream, n=4, **ENDLESS)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.key}\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -191,7 +193,7 @@ def test_a_client_that_leaves_frees_the_engine(server: Server, stream: bool) -> 
     eventually(lambda: gauge(server, "running") == 0, within=0.25)
     began = time.monotonic()
     assert server.chat("Hello", max_tokens=1).status == 200
-    assert time.monotonic() - began < 1, "the worker went on with what nobody reads"
+    assert time.monotonic() - began < 3, "the worker went on with what nobody reads"
     eventually(lambda: server.last_usage()["outcome"] == "length")
 
 
@@ -220,10 +222,10 @@ def test_a_killed_worker_costs_only_what_it_ran(start_server: StartServer) -> No
     worker = worker_of(server)
     with (
         ThreadPoolExecutor() as pool,
-        server.streaming(chat_body(STORY, stream=True, max_tokens=4000)) as one,
-        server.streaming(chat_body("Count to a thousand.", stream=True, max_tokens=4000)) as two,
+        server.streaming(chat_body(STORY, stream=True, **ENDLESS)) as one,
+        server.streaming(chat_body("Count to a thousand.", stream=True, **ENDLESS)) as two,
     ):
-        whole = pool.submit(server.chat, "Write about the sea.", max_tokens=4000, n=2)
+        whole = pool.submit(server.chat, "Write about the sea.", n=2, **ENDLESS)
         begun = [first_token(stream) for stream in (one, two)]
         time.sleep(0.5)
         os.kill(worker, signal.SIGKILL)
@@ -251,7 +253,7 @@ def test_a_stream_is_finished_after_sigterm_even_when_the_worker_is_told_too(sta
     """As service managers do, which signal a whole group."""
     server = start_server(engine=None, cache=cache())
     worker = worker_of(server)
-    with server.streaming(chat_body(STORY, stream=True, max_tokens=60, temperature=1)) as stream:
+    with server.streaming(chat_body(STORY, stream=True, **ENDLESS | {"max_tokens": 60})) as stream:
         head = first_token(stream)
         for process in (worker, server.process.pid):
             os.kill(process, signal.SIGTERM)
@@ -274,7 +276,8 @@ def test_a_model_with_a_flipped_byte_is_refused(tmp_path: Path, start_server: St
     with pytest.raises(StartFailed) as caught:
         start_server(engine=None, cache=tmp_path)
     assert caught.value.code == 1
-    (line,) = caught.value.stderr.strip().splitlines()
+    line = caught.value.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in caught.value.stderr
     assert str(copy) in line
     assert "damaged" in line
     assert "moonbase models pull" in line

@@ -73,8 +73,11 @@ def request(
 
 
 def endless(text: str = STORY, *, max_tokens: int = 4000, n: int = 1) -> GenerateRequest:
-    """A request that generates until its limit."""
-    return request(text, max_tokens=max_tokens, n=n, stop_ids=())
+    """A request that generates until its limit.
+
+    OpenVINO also stops at the model's own end of text, so what was said once is rewarded: that is said for ever.
+    """
+    return request(text, max_tokens=max_tokens, n=n, stop_ids=(), temperature=0.0, frequency_penalty=-2.0)
 
 
 async def collect(generation: Generation) -> Answer:
@@ -100,7 +103,7 @@ async def ask(engine: Engine, text: str, **options: Any) -> Answer:
 
 async def until_ready(engine: Engine, ready: bool = True) -> None:
     async with asyncio.timeout(60):
-        while engine.ready is not ready:
+        while engine.ready is not ready:  # noqa: ASYNC110 - engines tell nobody
             await asyncio.sleep(0.01)
 
 

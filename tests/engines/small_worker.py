@@ -32,8 +32,8 @@ def main() -> None:
         case "unaccepting" if life == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         case "chatty":
-            print("x" * 100_000)
-            print("a last line", flush=True)
+            sys.stdout.write("x" * 100_000 + "\na last line\n")
+            sys.stdout.flush()
     connection, _ = listener.accept()
     connection.sendall(b"ready")
     if life == 3:

@@ -74,7 +74,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "reason"), [(0, "empty"), (HEADER // 2, "more than it can hold"), (HEADER - 9, "ends inside its header"), (SIZE - 1, "cut short")]
+    ("size", "reason"),
+    [
+        (0, "empty"),
+        (HEADER // 2, "more than it can hold"),
+        (HEADER - 9, "ends inside its header"),
+        (SIZE - 1, "cut short"),
+    ],
 )
 def test_a_truncated_file_is_refused(tmp_path: Path, size: int, reason: str) -> None:
     path = edited(tmp_path, lambda header: None)
@@ -118,7 +124,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [None, "", "{}", '{"max_position_embeddings":"many"}', CONFIG.replace("9", "0"), CONFIG.replace("576", "5")]
+    "config",
+    [None, "", "{}", '{"max_position_embeddings":"many"}', CONFIG.replace("9", "0"), CONFIG.replace("576", "5")],
 )
 def test_a_folder_without_a_sound_configuration_is_refused(tmp_path: Path, config: str | None) -> None:
     (tmp_path / "openvino_model.xml").touch()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 pytest.importorskip("openvino_genai")
@@ -106,9 +107,7 @@ def start(generation: int, *, max_tokens: int = 20, penalty: float = 0.0) -> pro
     return protocol.Start(
         generation=generation,
         prompt=request.prompt_ids.tobytes(),
-        sampling=request.sampling.__class__(
-            temperature=0.6, top_p=1.0, n=1, presence_penalty=penalty, frequency_penalty=0.0
-        ),
+        sampling=msgspec.structs.replace(request.sampling, presence_penalty=penalty),
         max_tokens=max_tokens,
         stop_ids=(),
         constraint=None,

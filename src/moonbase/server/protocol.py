@@ -99,8 +99,14 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if not self.url.startswith(b"/"):
-            raise ValueError("not a path")  # the target of a proxy's request names a host of its own
+        if self.url.startswith((b"http://", b"https://")):  # then this is the host that counts (RFC 9112 3.2.2)
+            authority = self.url.split(b"/", 3)[2]
+            self.headers[:] = [
+                *((name, value) for name, value in self.headers if name != b"host"),
+                (b"host", authority),
+            ]
+        elif not self.url.startswith(b"/"):
+            raise ValueError("neither a path nor a URL")
         size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > self.limits.max_header_bytes:
             self._too_large()
