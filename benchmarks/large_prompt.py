@@ -41,12 +41,14 @@ def main() -> None:
 
 
 def _cost(server: Server, rounds: int) -> None:
-    new, extended = [], []
+    tiny, new, extended = [], [], []
     for _ in range(rounds):
+        tiny.append(_cpu_of(server, [{"role": "user", "content": "And now?"}]))
         first = [{"role": "user", "content": _text()}]
         new.append(_cpu_of(server, first))
         more = [*first, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And now?"}]
         extended.append(_cpu_of(server, more))
+    print(f"CPU of a tiny prompt:               {_spread(tiny)} ms")
     print(f"CPU of a new 1 MB prompt:           {_spread(new)} ms")
     print(f"CPU of one that extends a known one: {_spread(extended)} ms")
 
