@@ -16,7 +16,6 @@
         │   └── PromptTooLong           400  prompt over the model's window
         ├── IncorrectApiKey             401  incorrect_api_key_error       no or ill-formed credential
         ├── InvalidAuthentication       401  invalid_authentication_error  unknown or revoked key
-        ├── PermissionDenied            403  permission_denied_error
         ├── ModelNotFound               404  resource_not_found_error
         ├── RequestTimeout              408  request_timeout_error
         ├── RequestTooLarge             413  invalid_request_error
@@ -130,14 +129,6 @@ class InvalidAuthentication(ApiError):
 
     def __init__(self) -> None:
         super().__init__("Invalid Authentication")
-
-
-class PermissionDenied(ApiError):
-    status = 403
-    type = "permission_denied_error"
-
-    def __init__(self) -> None:
-        super().__init__("The API you are accessing is not open")
 
 
 class ModelNotFound(ApiError):

@@ -26,9 +26,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(self._bounds, seconds)] += 1
-        self._sum += seconds
+    def observe(self, seconds: float, count: int = 1) -> None:
+        """Count `count` observations of `seconds` each."""
+        self._counts[bisect_left(self._bounds, seconds)] += count
+        self._sum += seconds * count
 
     def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
         """Expose as cumulative Prometheus buckets."""

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from moonbase.errors import ConfigurationError, EndpointFailed
 
 _TIMEOUT = 600.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Seconds of silence after which a server counts as gone. A long prompt on a small machine is silent for minutes."""
 
 _MAX_ERROR_BYTES = 64 * 1024
@@ -95,7 +96,6 @@ class Endpoint:
         self._api_key = api_key
         self._temperature = temperature
         self._max_tokens = max_tokens
-        self._opener = urllib.request.build_opener(_NoRedirects)
         try:
             parts = urlsplit(base_url)
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -105,6 +105,10 @@ class Endpoint:
             raise ConfigurationError(f"--base-url: {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key.strip()):
             raise ConfigurationError("--api-key: an API key holds no blanks and no special characters")
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
+        if urlsplit(base_url).hostname in _LOOPBACK:
+            handlers.append(urllib.request.ProxyHandler({}))  # a key for this machine is not a proxy's business
+        self._opener = urllib.request.build_opener(*handlers)
 
     def ask(self, turns: list[Turn]) -> Generator[Piece, None, None]:
         """The answer, piece by piece. Close the generator to stop it. Raises `EndpointFailed`."""

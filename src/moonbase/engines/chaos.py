@@ -2,17 +2,15 @@
 
 import asyncio
 import random
-import re
 from weakref import WeakSet
 
 from moonbase.config import ChaosSettings, Fault
 from moonbase.engines.base import EngineDescription, GenerateRequest, Generation, Tokenizer
-from moonbase.engines.playback import Pieces, Playback, cut
+from moonbase.engines.playback import Playback, cut, words
 from moonbase.errors import EngineUnavailable
 
 _DEAD_SECONDS = 1.0
 _PACE = 0.005
-_WORD = re.compile(r"\S+\s*|\s+")
 
 
 class ChaosEngine:
@@ -48,7 +46,7 @@ class ChaosEngine:
         if not self.ready:
             raise EngineUnavailable(retry_after=1)
         fault = self._next_fault()
-        pieces: Pieces = [self._tokenizer.encode_plain(word).tolist() for word in _WORD.findall(request.user_text)]
+        pieces = words(request, self._tokenizer)
         if fault == "malformed":
             pieces = [[self._random.randrange(256) for _ in piece] for piece in pieces]
         kept, finish = cut(pieces, request.max_tokens)
@@ -66,7 +64,7 @@ class ChaosEngine:
             case "stall":
                 loop.call_later(middle, playback.halt)
             case "cut":
-                loop.call_later(middle, playback.generation.fail, EngineUnavailable(retry_after=1))
+                loop.call_later(middle, playback.fail, EngineUnavailable(retry_after=1))
             case "death":
                 loop.call_later(middle, self._die)
             case _:
@@ -84,5 +82,4 @@ class ChaosEngine:
     def _die(self) -> None:
         self._dead_until = asyncio.get_running_loop().time() + _DEAD_SECONDS
         for playback in list(self._playing):
-            playback.halt()
-            playback.generation.fail(EngineUnavailable(retry_after=1))
+            playback.fail(EngineUnavailable(retry_after=1))

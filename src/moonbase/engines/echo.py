@@ -4,16 +4,12 @@ A product feature: the demo, the load target and the engine of tests that are no
 It constrains nothing while it generates; what a request demands is validated afterwards.
 """
 
-import re
-from itertools import islice
 from pathlib import Path
 
 from moonbase.config import EchoSettings
 from moonbase.engines.base import EngineDescription, GenerateRequest, Generation, Tokenizer
-from moonbase.engines.playback import Pieces, Playback, cut
+from moonbase.engines.playback import Pieces, Playback, cut, words
 from moonbase.errors import ConfigurationError
-
-_WORD = re.compile(r"\S+\s*|\s+")
 
 
 class EchoEngine:
@@ -34,7 +30,7 @@ class EchoEngine:
         """Nothing to make ready."""
 
     def generate(self, request: GenerateRequest) -> Generation:
-        pieces = self._script if self._script is not None else echo_pieces(request, self._tokenizer)
+        pieces = self._script if self._script is not None else words(request, self._tokenizer)
         kept, finish = cut(pieces, request.max_tokens)
         return Playback(
             kept,
@@ -46,12 +42,6 @@ class EchoEngine:
 
     async def close(self) -> None:
         """Nothing to end: a generation ends with its reader."""
-
-
-def echo_pieces(request: GenerateRequest, tokenizer: Tokenizer) -> Pieces:
-    """The last user message, one piece a word; a word has at least one token, so no more than the limit is read."""
-    words = islice(_WORD.finditer(request.user_text), request.max_tokens + 1)
-    return [tokenizer.encode_plain(word[0]).tolist() for word in words]
 
 
 def script_pieces(script: str, tokenizer: Tokenizer) -> Pieces:

@@ -1,11 +1,22 @@
 """What engines without a model share: an output known beforehand, played into a `Generation`."""
 
 import asyncio
+import re
+from itertools import islice
 
 from moonbase.chat.events import FinishReason
-from moonbase.engines.base import Delta, Generation
+from moonbase.engines.base import Delta, GenerateRequest, Generation, Tokenizer
+from moonbase.errors import ApiError
 
 Pieces = list[list[int]]
+
+_WORD = re.compile(r"\S+\s*|\s+")
+
+
+def words(request: GenerateRequest, tokenizer: Tokenizer) -> Pieces:
+    """The last user message, one piece a word; a word has at least one token, so no more than the limit is read."""
+    found = islice(_WORD.finditer(request.user_text), request.max_tokens + 1)
+    return [tokenizer.encode_plain(word[0]).tolist() for word in found]
 
 
 def cut(pieces: Pieces, max_tokens: int) -> tuple[Pieces, FinishReason]:
@@ -36,6 +47,11 @@ class Playback:
     def halt(self) -> None:
         """Play nothing more; the generation stays open."""
         self._timer.cancel()
+
+    def fail(self, error: ApiError) -> None:
+        """Play nothing more; the reader gets what was played, then `error`."""
+        self.halt()
+        self.generation.fail(error)
 
     def _step(self) -> None:
         deltas = self._deltas[self._played : self._played + self._per_step]

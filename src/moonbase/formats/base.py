@@ -7,10 +7,17 @@ from moonbase.chat.request import Message
 
 
 class Format(Protocol):
-    """How one family of models is prompted. `stop_controls` end a turn and are never output."""
+    """How one family of models is prompted.
+
+    `controls` are all control tokens that prompts are made of; `stop_controls` end a turn and are
+    never output.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def controls(self) -> tuple[str, ...]: ...
 
     @property
     def stop_controls(self) -> tuple[str, ...]: ...

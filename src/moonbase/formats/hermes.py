@@ -11,6 +11,7 @@ class Hermes:
     """The `hermes` format. No default system prompt is added: the service adds none (moonshot-api.md 2)."""
 
     name = "hermes"
+    controls = ("<|im_start|>", "<|im_end|>")
     stop_controls = ("<|im_end|>", "<|endoftext|>")
 
     def render(self, messages: tuple[Message, ...]) -> Prompt:

@@ -26,6 +26,9 @@ class TokenDeployment:
     capabilities = Capabilities()
 
     def __init__(self, name: str, format: Format, tokenizer: Tokenizer, engine: Engine) -> None:
+        """Raises `KeyError` for a control token that the format needs and the tokenizer lacks."""
+        for control in format.controls:
+            tokenizer.control(control)
         self.name = name
         self.engine = engine
         self._format = format

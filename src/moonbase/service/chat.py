@@ -57,6 +57,7 @@ class Answer:
         self._stream = stream
         self._metrics = metrics
         self._last = arrival.monotonic
+        self._tokens = 0
         self._texts: dict[int, list[str]] = {}
 
     @property
@@ -81,9 +82,10 @@ class Answer:
         if self.first_token_at is None:
             self.first_token_at = time.time_ns() // 1_000_000
             self._metrics.time_to_first_token.observe(now - self._last)
-        else:
-            self._metrics.inter_token.observe((now - self._last) / len(events))
+        elif new := self._stream.completion_tokens - self._tokens:
+            self._metrics.inter_token.observe((now - self._last) / new, new)
         self._last = now
+        self._tokens = self._stream.completion_tokens
         if self._rule is not None:
             self._check(self._rule, events)
         if isinstance(events[-1], Finished) and not self._stream.open:

@@ -26,7 +26,6 @@ from moonbase.errors import (
 
 _log = logging.getLogger(__name__)
 
-_BLOCK = 32  # tokens of a KV cache block, as in the worker
 _RESTART_SECONDS = 5
 _FATAL_DEATHS = 2
 _FATAL_MEMORY = 600.0  # seconds for which a request that ended workers is remembered
@@ -53,11 +52,11 @@ class OpenVINOEngine:
         self._model = model
         facts = ModelFacts.read(model)
         budget = settings.cache_bytes or memory.limit() // 4
-        kv_blocks = max(1, budget // (_BLOCK * facts.cache_bytes_per_token))
+        kv_blocks = max(1, budget // (protocol.BLOCK * facts.cache_bytes_per_token))
         self.description = EngineDescription(
             name="openvino",
             model=model.stem,
-            window=min(facts.window, kv_blocks * _BLOCK),
+            window=min(facts.window, kv_blocks * protocol.BLOCK),
             constrains=frozenset({"json_schema", "structural_tag"}),
             reports_cached=True,
         )

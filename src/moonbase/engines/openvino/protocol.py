@@ -17,6 +17,8 @@ from moonbase.engines.base import TokenIds
 from moonbase.errors import WorkerDied
 
 VERSION = 1
+BLOCK = 32
+"""Tokens of a KV cache block: OpenVINO's size on a CPU."""
 MAX_FRAME = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
 

@@ -26,9 +26,6 @@ from moonbase.engines.openvino.constraints import structural_tag
 from moonbase.engines.openvino.shadow import PrefixShadow
 from moonbase.engines.supervisor import enter_worker
 
-BLOCK = 32
-"""Tokens of a KV cache block: OpenVINO's size on a CPU."""
-
 _STEP_TOKENS = 64  # a step that reads so much of a prompt takes 50 to 85 ms on two cores: other streams wait for it
 _GREEDY_BELOW = 0.01
 _LEAST_TOP_P = 1e-6  # OpenVINO refuses 0, which clients may send; this little leaves the likeliest token alone, too
@@ -304,8 +301,8 @@ def main() -> None:
     except (RuntimeError, ValueError, LookupError, MemoryError) as error:  # what its C++ exceptions become
         _refuse(listener, next(iter(str(error).splitlines()), type(error).__name__))
         sys.exit(1)
-    ready = protocol.Ready(protocol.VERSION, options.kv_blocks * BLOCK, _STEP_TOKENS, time.monotonic() - began)
-    Worker(pipeline, listener, PrefixShadow(options.kv_blocks, BLOCK), ready).run()
+    ready = protocol.Ready(protocol.VERSION, options.kv_blocks * protocol.BLOCK, _STEP_TOKENS, time.monotonic() - began)
+    Worker(pipeline, listener, PrefixShadow(options.kv_blocks, protocol.BLOCK), ready).run()
 
 
 def _refuse(listener: socket.socket, reason: str) -> None:
