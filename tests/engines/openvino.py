@@ -40,7 +40,7 @@ class Answer:
 
     @property
     def texts(self) -> list[str]:
-        return [TOKENIZER.decode(self.tokens[choice]).decode() for choice in sorted(self.tokens)]
+        return [TOKENIZER.decode(self.tokens[choice]).decode(errors="replace") for choice in sorted(self.tokens)]
 
 
 def prompt(text: str) -> TokenIds:
