@@ -90,6 +90,7 @@ def test_a_wrong_value_is_one_sentence_that_names_its_key(key: str) -> None:
         ("[server]\nallowed_hosts = 'a'\n", "server.allowed_hosts: Expected `array`, got `str`"),
         ("[models.new]\nalias_of = 'kimi-latest'\nprice_miss = 1.5\n", "models.<id>.price_miss: Expected `str"),
         ("server = 5\n", "server: Expected `object`, got `int`"),
+        ("mode = " + "[" * 5_000 + "]" * 5_000, "is nested too deeply"),
         ("mode = []\n", "mode: Expected `str`, got `array`"),
     ],
 )
@@ -99,6 +100,13 @@ def test_a_wrong_file_is_one_sentence_that_names_file_and_key(tmp_path: Path, te
     with pytest.raises(ConfigurationError) as failed:
         config.load(file, {}, {})
     assert str(failed.value).startswith(f"{file}: {sentence}")
+
+
+@pytest.mark.parametrize("token", ["", "  ", "a\nb", "a\x00", "geheimnis-\u00fc"])
+def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
+    with pytest.raises(ConfigurationError) as failed:
+        config.load(None, {"metrics.token": token}, {})
+    assert str(failed.value) == "metrics.token: must be printable ASCII text that is not empty"
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
@@ -117,6 +125,18 @@ def test_unknown_variables_of_ours_are_mistakes_and_others_are_not() -> None:
         config.load(None, {}, {"MOONBASE_SERVER_PORT": "many"})
     others = {"PORT": "many", "MOONBASE_HOME": "/a", "MOONBASE_CACHE": "/b", "MOONBASE_CONFIG": "c"}
     assert config.load(None, {}, others) == Settings()
+
+
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_ignored() -> None:
+    environ = {
+        "MOONBASE_SERVICE_HOST": "10.0.0.1",
+        "MOONBASE_SERVICE_PORT": "8000",
+        "MOONBASE_PORT": "tcp://10.0.0.1:8000",
+        "MOONBASE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "MOONBASE_PORT_8000_TCP_PROTO": "tcp",
+    }
+    assert config.load(None, {}, environ) == Settings()
+    assert config.load(None, {}, environ | {"MOONBASE_SERVER_PORT": "9"}).server.port == 9
 
 
 def test_every_setting_is_described_with_its_variable_and_default() -> None:

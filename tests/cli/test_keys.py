@@ -62,6 +62,13 @@ def test_a_name_that_would_garble_the_list_is_refused(name: str) -> None:
     assert cli.invoke(app, ["create", "--name", name]).exit_code == 2
 
 
+def test_a_name_has_at_most_100_characters() -> None:
+    assert cli.invoke(app, ["create", "--name", "x" * 100]).exit_code == 0
+    result = cli.invoke(app, ["create", "--name", "x" * 101])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(cli.invoke(app, ["list"]).stdout.splitlines()) == 1
+
+
 def test_a_file_given_by_config_is_used(tmp_path: Path) -> None:
     other = tmp_path / "other.db"
     (tmp_path / "moonbase.toml").write_text(f'[database]\nurl = "sqlite:///{other}"\n')

@@ -5,10 +5,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from tests.e2e.conftest import StartServer
-from tests.e2e.server import CHAT, Server, chat_body
+from tests.e2e.server import CHAT, Server, chat_body, eventually
 
 MB = 1 << 20
 HOST = b"Host: localhost\r\n"
@@ -264,6 +265,14 @@ def test_a_connection_that_asks_nothing_is_closed_silently(server: Server) -> No
     assert server.raw() == b""
 
 
+def test_a_connection_that_only_sends_empty_lines_after_its_answer_is_closed(server: Server) -> None:
+    keep = get().replace(b"Connection: close\r\n", b"")
+    began = time.monotonic()
+    answer = server.raw(keep, b"\r\n", pause=0.2)
+    assert parsed(answer) == (200, b'{"status":"ok"}')
+    assert time.monotonic() - began < 5
+
+
 def test_a_slow_body_is_told_that_it_is_late(server: Server) -> None:
     answer = server.raw(post(server, b"Content-Length: 500\r\n", length=False))
     expected = {"message": "The request body did not arrive within 1 seconds", "type": "request_timeout_error"}
@@ -321,3 +330,69 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     answer = server.raw(keep + post(server, body=chat_body("second")))
     assert answer.count(b"HTTP/1.1 200 OK") == 2
     assert 0 < answer.index(b'"first"') < answer.index(b'"second"')
+
+
+@pytest.mark.parametrize("name", [b"Upgrade", b"upgrade", b"UPGRADE"])
+def test_the_offer_of_another_protocol_is_ignored(server: Server, name: bytes) -> None:
+    offer = b"%b: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n" % name
+    request = post(server, offer, body=chat_body("Hi"))
+    status, answer = parsed(server.raw(request.replace(b"Connection: ", b"Connection: Upgrade, HTTP2-Settings, ")))
+    assert status == 200
+    assert b'"content":"Hi"' in answer
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"a.example"])
+def test_the_host_of_an_absolute_target_is_the_one_that_counts(server: Server, host: bytes) -> None:
+    line = b"Host: %b\r\n" % host
+    for own in (b"http://localhost/healthz", b"http://127.0.0.1:9/healthz", b"https://LOCALHOST/healthz"):
+        assert parsed(server.raw(get(own, host=line)))[0] == 200, own
+    for foreign in (b"http://b.example/healthz", b"https://localhost.b.example/healthz"):
+        assert parsed(server.raw(get(foreign, host=line))) == (421, MISDIRECTED), foreign
+
+
+@pytest.mark.parametrize("target", [b"OPTIONS *", b"GET *", b"GET ftp://localhost/healthz", b"GET localhost:80"])
+def test_a_target_that_is_neither_path_nor_url_is_refused(server: Server, target: bytes) -> None:
+    assert parsed(server.raw(target + b" HTTP/1.1\r\n" + HOST + b"\r\n")) == (400, MALFORMED)
+
+
+def test_a_client_that_never_reads_is_cut_and_pays_for_what_there_was(start_server: StartServer) -> None:
+    server = start_server("--set", "server.write_timeout=1", "--set", "echo.delay=0.005")
+    word = "\x01" * 20_000  # six bytes each in JSON
+    body = chat_body(f"{word} " * 25, stream=True, n=5, max_tokens=130_000)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(post(server, body=body))
+        record = eventually(lambda: server.usage_count() and server.last_usage(), within=15)
+        assert record["outcome"] == "cancelled"
+        assert record["cost_nano"] > 0
+        with suppress(ConnectionError):
+            while connection.recv(MB):
+                pass
+    assert server.accidents == []
+
+
+def test_a_refused_body_that_goes_on_beyond_the_limit_is_cut(start_server: StartServer) -> None:
+    server = start_server("--set", "server.max_body_bytes=100000")
+    head = b"POST %b HTTP/1.1\r\n%b%b\r\n" % (CHAT.encode(), HOST, CHUNKED)
+    chunk = b"ffff\r\n%b\r\n" % (b"x" * 0xFFFF)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head + b"1\r\nx\r\n")
+        assert parsed(connection.recv(65536))[0] == 401
+        with pytest.raises(ConnectionError):
+            connection.sendall(chunk * 1_000)
+
+
+def test_bodies_that_are_held_at_once_have_a_limit_together(start_server: StartServer) -> None:
+    server = start_server("--set", "server.max_bodies_bytes=10000")
+    large = chat_body("Hi", padding="x" * 7_000)
+    request = post(server, body=large)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(request[:-1])
+        refused = eventually(lambda: (reply := server.post(large)).status != 200 and reply)
+        assert (refused.status, refused.json["error"]["type"]) == (429, "engine_overloaded_error")
+        assert server.chat("Hi").status == 200, "there is room for a small one"
+        connection.sendall(request[-1:])
+        assert parsed(connection.recv(65536))[0] == 200
+    for _ in range(3):
+        assert server.post(large).status == 200

@@ -334,6 +334,8 @@ def test_a_wrong_type_of_a_field_names_it(echo: Server, path: str) -> None:
         pytest.param('{"anyOf":{}}', id="anyOf is an object"),
         pytest.param('{"anyOf":[]}', id="anyOf is empty"),
         pytest.param('{"pattern":"("}', id="broken pattern"),
+        pytest.param('{"pattern":"(?=a)b"}', id="look-ahead"),
+        pytest.param('{"minItems":1000000000}', id="more items than any answer holds"),
         pytest.param('{"$ref":5}', id="$ref is a number"),
         pytest.param('{"$defs":5,"$ref":"#/$defs/a"}', id="$defs is a number"),
         pytest.param('{"$defs":["a"],"$ref":"#/$defs/a"}', id="$defs is an array"),

@@ -3,7 +3,9 @@
 import re
 import time
 import uuid
+from typing import Any
 
+import pytest
 from tests.e2e.conftest import StartServer
 from tests.e2e.server import CHAT, Reply, Server, chat_body
 
@@ -113,3 +115,27 @@ def test_browsers_get_no_permission_unless_their_origin_is_configured(echo: Serv
     assert answer.header("access-control-allow-origin") == "https://app.example"
     refused = server.post(b"{", headers={"Origin": "https://other.example"})
     assert refused.header("access-control-allow-origin") is None
+
+
+def strictly(**schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "adapted"),
+    [
+        (
+            {"response_format": strictly(type="object", const={"a": 1}, oneOf=[{}])},
+            "response_format.left_out=const+oneOf",
+        ),
+        ({"response_format": strictly(type="object"), "stop": "b"}, "response_format.validation=off"),
+        ({"response_format": strictly(type="object", title="T")}, None),
+        ({"response_format": {"type": "json_object"}}, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_names_what_of_its_format_is_not_held(
+    echo: Server, fields: dict[str, Any], adapted: str | None, stream: bool
+) -> None:
+    reply = echo.chat('{"a":1}', stream=stream, **fields)
+    assert (reply.status, reply.header("moonbase-adapted")) == (200, adapted)

@@ -36,6 +36,8 @@ def refused_start(folder: Path, *args: str, **options: Any) -> str:
         ("echo.script=/nowhere/script.txt", "echo.script: /nowhere/script.txt cannot be read as UTF-8 text"),
         ("database.url=mysql://a/b", "database.url: mysql is not supported"),
         ("models.new.alias_of=nothing", "models.new.alias_of: there is no model nothing"),
+        ("metrics.token=", "metrics.token: must be printable ASCII text that is not empty"),
+        ("metrics.token=gehe\u00efm", "metrics.token: must be printable ASCII text that is not empty"),
         ("nonsense", "--set nonsense: must be KEY=VALUE"),
     ],
 )
@@ -53,6 +55,7 @@ def test_a_wrong_variable_stops_the_start_and_is_named(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         (b"[server\nport=1", "is not valid TOML"),
+        (b"mode = " + b"[" * 5_000 + b"]" * 5_000, "is nested too deeply"),
         (b"[server]\nprot = 1\n", "server: Object contains unknown field `prot`"),
     ],
 )
@@ -123,6 +126,22 @@ def test_the_first_start_prints_a_key_once_and_later_ones_none(start_server: Sta
     second = start_server(env={"MOONBASE_HOME": str(tmp_path / "kept")})
     assert second.key == ""
     assert second.get("/v1/models", key=key).status == 200
+
+
+def test_a_first_start_that_fails_late_leaves_the_key_to_the_next(start_server: StartServer, tmp_path: Path) -> None:
+    model = tmp_path / "broken.gguf"
+    model.write_bytes(b"GGUF, and nothing more")
+    with pytest.raises(StartFailed, match=r"broken\.gguf"):
+        Server(tmp_path, "--model", str(model), engine="openvino").close()
+    assert (tmp_path / "home" / "moonbase.db").exists()
+    server = start_server(env={"MOONBASE_HOME": str(tmp_path / "home")})
+    assert re.fullmatch("sk-[A-Za-z0-9]{48}", server.key)
+    assert server.chat().status == 200
+
+
+def test_the_services_of_kubernetes_do_not_stop_a_start(start_server: StartServer) -> None:
+    environ = {"MOONBASE_SERVICE_HOST": "10.0.0.1", "MOONBASE_PORT_8000_TCP": "tcp://10.0.0.1:8000"}
+    assert start_server(env=environ).chat().status == 200
 
 
 def test_a_server_that_stops_finishes_its_streams(start_server: StartServer) -> None:

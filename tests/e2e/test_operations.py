@@ -51,6 +51,17 @@ def test_metrics_count_requests_tokens_and_times_by_model(start_server: StartSer
     assert not re.search("(ak|org|proj)-", text), "no labels of keys or owners"
 
 
+def test_the_time_between_tokens_counts_every_token(start_server: StartServer) -> None:
+    """Three choices come in one step: that is three tokens, of which only the first step's are not after another."""
+    server = start_server("--set", "metrics.token=metrics-secret", "--set", "echo.delay=0.02")
+    generated = server.chat("one two three four five six", n=3).json["usage"]["completion_tokens"]
+    text = server.get("/metrics", key="metrics-secret").body.decode()
+    found = re.search(r'^moonbase_inter_token_seconds_count{model=".*"} (.*)$', text, re.MULTILINE)
+    assert found is not None
+    first_step = 3
+    assert float(found[1]) == generated - first_step
+
+
 def test_metrics_may_have_a_listener_of_their_own(start_server: StartServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -227,6 +227,22 @@ async def test_one_choice_of_several_can_be_stopped(engine: OpenVINOEngine) -> N
     assert engine.running == 0
 
 
+@pytest.mark.parametrize("read", range(1, 6))
+async def test_a_choice_may_be_stopped_while_its_end_is_on_its_way(engine: OpenVINOEngine, read: int) -> None:
+    """As when a stop string matches in what is nearly the last token."""
+    with engine.generate(endless(n=2, max_tokens=read + 1)) as generation:
+        counts, finish = {0: 0, 1: 0}, {}
+        while deltas := await generation.read():
+            for delta in deltas:
+                counts[delta.choice] += len(delta.token_ids)
+                if delta.finish is not None:
+                    finish[delta.choice] = delta.finish
+            if counts[0] >= read:
+                generation.stop(0)
+    assert (counts[1], finish[1]) == (read + 1, "length")
+    assert (engine.running, engine.waiting) == (0, 0)
+
+
 async def test_a_repeated_prompt_is_cached_in_whole_blocks_and_for_its_own_scope_only(engine: OpenVINOEngine) -> None:
     text = "The moon is our nearest neighbour in space. " * 10
     whole = (len(prompt(text)) - 1) // 32 * 32

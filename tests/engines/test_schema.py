@@ -1,6 +1,7 @@
 """JSON Schemas as grammars. What a model writes under them is checked with the real one."""
 
 import json
+import time
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -311,6 +312,32 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_name(schema: str, reason
         grammar(schema)
 
     assert "`response_format.json_schema.schema`" in str(caught.value)
+
+
+def test_alternatives_that_multiply_with_depth_are_refused():
+    """Every `anyOf` hands its siblings to each branch, so a short text asks for 2 ** levels translations."""
+    for levels in (14, 28):
+        schema: dict[str, Any] = {"type": "null"}
+        for _ in range(levels):
+            schema = {"items": schema, "anyOf": [{"minItems": 1}, {"maxItems": 3}]}
+        began = time.monotonic()
+        with pytest.raises(InvalidRequest, match="exceeds maximum"):
+            grammar(json.dumps(schema))
+        assert time.monotonic() - began < 5
+
+
+def test_many_bounded_numbers_do_not_swell_the_grammar():
+    properties = {f"p{i}": {"type": "number", "minimum": i + 0.1, "maximum": 7 * i + 123.4} for i in range(900)}
+    text = grammar(json.dumps({"type": "object", "properties": properties, "required": list(properties)}))
+
+    assert len(text) < 70_000
+
+
+def test_alternatives_that_are_too_many_and_too_long_are_refused_by_their_path():
+    values = [f"{i:0100}" for i in range(500)]
+
+    with pytest.raises(InvalidRequest, match="At path 'colour': the alternatives are too many and too long"):
+        grammar(json.dumps({"type": "object", "properties": {"colour": {"enum": values}}}))
 
 
 _LEAVES = st.sampled_from(

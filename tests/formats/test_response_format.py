@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -96,6 +97,11 @@ def test_a_property_may_be_called_like_a_keyword() -> None:
         ({"type": "strange"}, "is not a valid JSON schema"),
         ({"properties": 5}, "is not a valid JSON schema"),
         ({"$defs": 5}, "is not a valid JSON schema"),
+        ({"type": "array", "minItems": 1_000_000_000}, "minItems (1000000000) is more than any answer can hold"),
+        ({"type": "string", "minLength": 1_000_000_000}, "minLength (1000000000) is more than any answer can hold"),
+        ({"type": "string", "pattern": "(?=a)b"}, "is not a valid JSON schema"),
+        ({"type": "string", "pattern": "(a)\\1"}, "is not a valid JSON schema"),
+        ({"anyOf": [{"type": "string", "pattern": f"a{n}"} for n in range(101)]}, "there are more than 100 patterns"),
     ],
 )
 def test_a_schema_that_nothing_could_enforce_is_refused(schema: Any, reason: str) -> None:
@@ -139,3 +145,22 @@ def test_an_output_that_would_cost_too_much_to_check_is_an_error_at_once() -> No
 def test_an_output_nested_beyond_all_sense_is_an_error() -> None:
     with pytest.raises(InvalidOutput):
         rule({"type": "array", "items": {"$ref": "#"}}).check("[" * 100_000 + "]" * 100_000)
+
+
+def test_many_branches_over_many_items_are_an_error_before_they_fill_the_memory() -> None:
+    branches = [{"type": "array", "items": {"type": "integer", "maximum": n}} for n in range(500)]
+    found = rule({"anyOf": branches})
+    found.check("[1, 2, 3]")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidOutput, match="too deeply nested to be checked"):
+            found.check(json.dumps(list(range(4_000))))
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_keywords_that_are_left_out_are_named_wherever_they_are() -> None:
+    inner = {"type": "string", "format": "email", "x-note": 1}
+    found = rule({"type": "object", "oneOf": [{}], "properties": {"const": {"anyOf": [inner]}}})
+    assert found.left_out == ("format", "oneOf"), "neither a property's name nor an unknown keyword counts"

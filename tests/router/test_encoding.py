@@ -1,6 +1,9 @@
 """Prompts to ids: what is remembered, for whom, and how much of it."""
 
+import asyncio
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -82,3 +85,58 @@ async def test_very_long_texts_are_encoded_beside_the_event_loop() -> None:
     assert tokenizer.threads == {threading.get_ident()}
     await encoder.encode(prompt("x" * 100_000), "org")
     assert len(tokenizer.threads) == 2
+
+
+class CountingExecutor(ThreadPoolExecutor):
+    """Counts the calls that the event loop hands to its threads."""
+
+    calls = 0
+
+    def submit(self, *args: Any, **options: Any) -> Future[Any]:
+        self.calls += 1
+        return super().submit(*args, **options)
+
+
+async def test_texts_that_are_long_together_are_encoded_in_one_thread_call() -> None:
+    tokenizer, executor = Noticing(), CountingExecutor()
+    asyncio.get_running_loop().set_default_executor(executor)
+    texts = [chr(0x4E00 + n) * 42_000 for n in range(40)]
+    ids = await PromptEncoder(tokenizer).encode(prompt(Control("<a>"), *texts), "org")
+    assert executor.calls == 1
+    assert tokenizer.encoded == texts
+    assert threading.get_ident() not in tokenizer.threads
+    assert ids.tolist() == [
+        tokenizer.control("<a>"),
+        *[token for text in texts for token in ApproximateTokenizer().encode_plain(text)],
+    ]
+
+
+class Held(Noticing):
+    """Encodes nothing in a thread before it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self._loops_thread = threading.get_ident()
+
+    def encode_plain(self, text: str) -> TokenIds:
+        if threading.get_ident() != self._loops_thread:
+            assert self.go.wait(10)
+        return super().encode_plain(text)
+
+
+async def test_what_was_known_at_the_start_is_used_though_it_is_forgotten_meanwhile() -> None:
+    tokenizer = Held()
+    encoder = PromptEncoder(tokenizer, max_bytes=7_000)
+    known, long = "a" * 1_000, "b" * 100_000
+    first = await encoder.encode(prompt(known), "org")
+    waiting = asyncio.create_task(encoder.encode(prompt(known, long, known), "org"))
+    await asyncio.sleep(0)
+    for letter in "cdef":
+        await encoder.encode(prompt(letter * 1_000), "org")
+    tokenizer.go.set()
+    ids = await waiting
+    assert [text[0] for text in tokenizer.encoded] == ["a", "c", "d", "e", "f", "b"]
+    assert ids == first + ApproximateTokenizer().encode_plain(long) + first
+    await encoder.encode(prompt(known), "org")
+    assert tokenizer.encoded[-1] == known, "it really was forgotten"

@@ -75,7 +75,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if b"pgrade:" in data or b"PGRADE:" in data:
+        if (self._in_head or not self._asked) and (b"pgrade:" in data or b"PGRADE:" in data):
             data = _without_upgrade(data)
         self._began = False
         if not self._in_head:
