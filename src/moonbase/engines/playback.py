@@ -63,5 +63,5 @@ class Playback:
         self.generation.put(deltas)
 
     def _cancel(self, choice: int | None) -> None:
-        if choice is None:
+        if choice is None or not self.generation.open:
             self._timer.cancel()

@@ -78,9 +78,11 @@ def output_rule(wanted: ResponseFormat) -> OutputRule | None:
         raise InvalidRequest(f"`{_FIELD}`: schema exceeds maximum allowed size")
     left_out: set[str] = set()
     schema = _supported(msgspec.json.decode(wanted.schema), 0, left_out)
-    for reference in _references(schema):
-        _check_reference(reference, schema)
-    if wanted.schema.count('"pattern"') > _MAX_PATTERNS:
+    subschemas = list(_subschemas(schema))
+    for subschema in subschemas:
+        if "$ref" in subschema:
+            _check_reference(subschema["$ref"], schema)
+    if sum(["pattern" in subschema for subschema in subschemas]) > _MAX_PATTERNS:
         raise InvalidRequest(f"`{_FIELD}`: there are more than {_MAX_PATTERNS} patterns")
     if not _Steps(schema).affordable(None):
         raise InvalidRequest(f"`{_FIELD}`: detected infinite recursion without termination condition")
@@ -105,26 +107,26 @@ def _supported(schema: Any, depth: int, left_out: set[str]) -> Any:
         elif key == "anyOf" and isinstance(value, list):
             kept[key] = [_supported(inner, depth + 1, left_out) for inner in value]
         else:
-            if key in ("minItems", "minLength") and isinstance(value, int) and value > _LARGEST_LEAST:
+            if key in ("minItems", "minLength") and isinstance(value, int | float) and value > _LARGEST_LEAST:
                 raise InvalidRequest(f"`{_FIELD}`: {key} ({value}) is more than any answer can hold")
             kept[key] = value
     return kept
 
 
-def _references(schema: Any) -> Iterator[Any]:
+def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """The schema and all schemas in it."""
     if not isinstance(schema, dict):
         return
-    if "$ref" in schema:
-        yield schema["$ref"]
+    yield schema
     for key in ("properties", "$defs"):
         if isinstance(schema.get(key), dict):
             for inner in schema[key].values():
-                yield from _references(inner)
+                yield from _subschemas(inner)
     for key in ("items", "additionalProperties"):
-        yield from _references(schema.get(key))
+        yield from _subschemas(schema.get(key))
     if isinstance(schema.get("anyOf"), list):
         for inner in schema["anyOf"]:
-            yield from _references(inner)
+            yield from _subschemas(inner)
 
 
 def _check_reference(reference: Any, root: dict[str, Any]) -> None:
