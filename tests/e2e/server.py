@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from moonbase.store.database import database_url
 
 K2 = "kimi-k2-0905-preview"
@@ -295,3 +297,20 @@ def cache_with_kimi_vocabulary(folder: Path) -> Path:
     target.parent.mkdir(parents=True)
     shutil.copyfile(source, target)
     return folder
+
+
+def program(name: str) -> Path:
+    """A program of `../shared/acceptance`; skips the test, loudly, where that folder is not."""
+    path = shared("acceptance", name)
+    if path is None:
+        pytest.skip(f"LEFT OUT: {name}; there is no ../shared/acceptance beside the checkout")
+    return path
+
+
+def run_program(server: Server, name: str) -> None:
+    """Run a Python or shell program against the server; it exits 0 when it got what a user would accept."""
+    path = program(name)
+    command = ["bash", str(path)] if name.endswith(".sh") else [sys.executable, str(path)]
+    environ = os.environ | server.client_environ
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

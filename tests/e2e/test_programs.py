@@ -1,13 +1,8 @@
 """Programs that Kimi users have, as they are: they lie beside the checkout where there are any."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from tests.e2e.conftest import RunNode, StartServer
-from tests.e2e.server import Server, shared
+from tests.e2e.server import Server, program, run_program
 
 PROGRAMS = ["chat.py", "chat_stream.py", "async_chat.py", "long_document.py", "litellm_completion.py", "curl.sh"]
 
@@ -20,20 +15,9 @@ def speaking(start_module_server: StartServer, tmp_path_factory: pytest.TempPath
     return start_module_server("--set", f"echo.script={script}")
 
 
-def program(name: str) -> Path:
-    path = shared("acceptance", name)
-    if path is None:
-        pytest.skip(f"LEFT OUT: {name}; there is no ../shared/acceptance beside the checkout")
-    return path
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_program_gets_what_its_user_would_accept(speaking: Server, name: str) -> None:
-    path = program(name)
-    command = ["bash", str(path)] if name.endswith(".sh") else [sys.executable, str(path)]
-    environ = os.environ | speaking.client_environ
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    run_program(speaking, name)
 
 
 def test_the_node_program_gets_what_its_user_would_accept(speaking: Server, run_node: RunNode) -> None:

@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
@@ -20,7 +18,18 @@ import pytest
 pytest.importorskip("openvino_genai")
 
 from tests.e2e.conftest import RunNode, StartServer
-from tests.e2e.server import CHAT, K2, Reply, Server, StartFailed, chat_body, eventually, shared, user
+from tests.e2e.server import (
+    CHAT,
+    K2,
+    Reply,
+    Server,
+    StartFailed,
+    chat_body,
+    eventually,
+    program,
+    run_program,
+    user,
+)
 
 from moonbase.config import cache
 
@@ -197,20 +206,9 @@ def test_a_client_that_leaves_frees_the_engine(server: Server, stream: bool) -> 
     eventually(lambda: server.last_usage()["outcome"] == "length")
 
 
-def program(name: str) -> Path:
-    path = shared("acceptance", name)
-    if path is None:
-        pytest.skip(f"LEFT OUT: {name}; there is no ../shared/acceptance beside the checkout")
-    return path
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_program_gets_what_its_user_would_accept(server: Server, name: str) -> None:
-    path = program(name)
-    command = ["bash", str(path)] if name.endswith(".sh") else [sys.executable, str(path)]
-    environ = os.environ | server.client_environ
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    run_program(server, name)
 
 
 def test_the_node_program_gets_what_its_user_would_accept(server: Server, run_node: RunNode) -> None:

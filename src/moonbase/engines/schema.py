@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from moonbase.engines.number_range import magnitudes, signed
 from moonbase.engines.pattern import Pattern, literal
 from moonbase.errors import InvalidRequest
 
@@ -258,14 +259,14 @@ class _Grammar:
         low, high = max(low if low is not None else -limit, -limit), min(high if high is not None else limit, limit)
         places = 0 if whole else min(max(_places(low), _places(high)), _DIGITS)
         first, last = math.ceil(low.scaleb(places)), math.floor(high.scaleb(places))
-        parts = _signed(first, last, places)
+        parts = signed(first, last, places)
         if not whole:  # more digits move away from zero by less than one unit, so the outermost unit is left out
             digits = f"[0-9]{{1,{_DIGITS - places}}}" if places < _DIGITS else ""
             point = "" if places else '"." '
             if digits:
                 top, bottom = (last if high == limit else last - 1), (-first if low == -limit else -first - 1)
-                parts += [f"{part} {point}{digits}" for part in _magnitudes(max(first, 0), top, places)]
-                parts += [f'"-" {part} {point}{digits}' for part in _magnitudes(max(-last, 0), bottom, places)]
+                parts += [f"{part} {point}{digits}" for part in magnitudes(max(first, 0), top, places)]
+                parts += [f'"-" {part} {point}{digits}' for part in magnitudes(max(-last, 0), bottom, places)]
         if not parts:
             raise _Unusable(path, "no value lies between minimum and maximum")
         body = " | ".join(dict.fromkeys(parts))
@@ -436,63 +437,3 @@ def _places(value: Decimal) -> int:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _signed(first: int, last: int, places: int) -> list[str]:
-    """Expressions for the numbers from `first` to `last`, in units of 10 to the power of -`places`."""
-    negative = [f'"-" {part}' for part in _magnitudes(max(-last, 1), -first, places)]
-    return negative + _magnitudes(max(first, 0), last, places)
-
-
-def _magnitudes(first: int, last: int, places: int) -> list[str]:
-    """The same for numbers that are not negative; none when `first` > `last`."""
-    parts: list[str] = []
-    while first <= last:
-        width = max(len(str(first)), places + 1)
-        widest = len(str(last + 1)) - 1  # the most digits of which every number is in the range
-        if first == 10 ** (width - 1) and widest >= width:
-            parts.append(_full_widths(width, widest, places))
-            first = 10**widest
-            continue
-        top = min(last, 10**width - 1)
-        parts += [_with_point(digits, places) for digits in _ranges(str(first).zfill(width), str(top).zfill(width))]
-        first = top + 1
-    return parts
-
-
-def _ranges(low: str, high: str) -> list[list[str]]:
-    """The texts of digits from `low` to `high`, which are equally long, as lists of one `(low, high)` pair a digit."""
-    if not low:
-        return [[]]
-    rest = len(low) - 1
-    if low[0] == high[0]:
-        return [[low[0] * 2, *tail] for tail in _ranges(low[1:], high[1:])]
-    found: list[list[str]] = []
-    first, last = int(low[0]), int(high[0])
-    if low[1:] != "0" * rest:
-        found += [[low[0] * 2, *tail] for tail in _ranges(low[1:], "9" * rest)]
-        first += 1
-    if high[1:] != "9" * rest:
-        last -= 1
-    if first <= last:
-        found.append([f"{first}{last}", *["09"] * rest])
-    if high[1:] != "9" * rest:
-        found += [[high[0] * 2, *tail] for tail in _ranges("0" * rest, high[1:])]
-    return found
-
-
-def _with_point(digits: list[str], places: int) -> str:
-    classes = [f'"{pair[0]}"' if pair[0] == pair[1] else f"[{pair[0]}-{pair[1]}]" for pair in digits]
-    if places:
-        classes.insert(len(classes) - places, '"."')
-    return " ".join(classes)
-
-
-def _digits(least: int, most: int) -> str:
-    return f"[0-9]{{{least},{most}}}" if most else ""
-
-
-def _full_widths(width: int, widest: int, places: int) -> str:
-    """All numbers of `width` to `widest` digits."""
-    parts = ["[1-9]", _digits(width - 1 - places, widest - 1 - places)]
-    return " ".join(filter(None, [*parts, f'"." {_digits(places, places)}' if places else ""]))
