@@ -22,10 +22,10 @@ from moonbase import config
 from moonbase.catalog.catalog import load_catalog
 from moonbase.catalog.weights import locate
 from moonbase.chat.prompt import Control
-from moonbase.chat.request import Message, TextPart
+from moonbase.chat.request import Conversation, Message, TextPart
 from moonbase.engines.openvino.worker import build_pipeline
 from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
-from moonbase.formats.hermes import Hermes
+from moonbase.formats.hermes.format import Hermes
 
 _TOKENS = 64
 _MODEL = "kimi-k2-0905-preview"
@@ -62,7 +62,8 @@ class RawEngine:
 
     def _ids(self, prompt: str) -> ov.Tensor:
         ids: list[int] = []
-        for segment in Hermes().render((Message(role="user", content=(TextPart(prompt),)),)).segments:
+        asked = Conversation(messages=(Message(role="user", content=(TextPart(prompt),)),))
+        for segment in Hermes().render(asked).segments:
             if isinstance(segment, Control):
                 ids.append(self._tokenizer.control(segment.name))
             else:

@@ -66,7 +66,7 @@ def running(*arguments: str, cache: Path | None = None) -> Iterator[Server]:
             yield Server(process, host, int(port), process.stdout.readline().strip())
         finally:
             process.terminate()
-            process.wait()
+            process.communicate()  # reads what is left and closes the pipes
 
 
 def wait_until_idle(server: Server) -> None:

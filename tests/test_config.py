@@ -25,6 +25,9 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path
         ("server.public", "true", True),
         ("server.header_timeout", "0.5", 0.5),
         ("chaos.faults", "stall,cut", ("stall", "cut")),
+        ("engine.arguments", "--swap-space, 0", ("--swap-space", "0")),
+        ("engine.enforce", "false", False),
+        ("engine.format", "kimi-k2.5", "kimi-k2.5"),
         ("metrics.port", "9000", 9000),
         ("database.url", "sqlite:///a=b.db", "sqlite:///a=b.db"),
         ("mode", "strict", "strict"),
@@ -47,6 +50,26 @@ def test_a_models_dots_are_its_own() -> None:
     assert settings.models["kimi-k2.5"].alias_of == "kimi-latest"
 
 
+def test_deployments_have_the_keys_of_the_engine_and_names_with_dots(tmp_path: Path) -> None:
+    file = tmp_path / "moonbase.toml"
+    file.write_text(
+        '[deployments."kimi.local"]\nname = "echo"\nmodel = "m"\n[models.mine]\ndeployment = "kimi.local"\n'
+    )
+    overrides = {"deployments.kimi.local.arguments": "-a,-b", "deployments.cloud.name": "moonshot"}
+    settings = config.load(file, overrides, {})
+    local = settings.deployments["kimi.local"]
+    assert (local.name, local.model, local.arguments) == ("echo", "m", ("-a", "-b"))
+    assert settings.deployments["cloud"].name == "moonshot"
+    assert settings.models["mine"].deployment == "kimi.local"
+
+
+def test_an_engine_elsewhere_needs_its_address() -> None:
+    for table in ("engine", "deployments.team"):
+        with pytest.raises(ConfigurationError, match=rf"^{table}\.url: must be set for the engine openai$"):
+            config.load(None, {f"{table}.name": "openai"}, {})
+        assert config.load(None, {f"{table}.name": "openai", f"{table}.url": "http://h/v1"}, {})
+
+
 WRONG = {
     "server.prot": ("1", "server.prot: there is no such setting"),
     "server": ("1", "server: there is no such setting"),
@@ -57,6 +80,15 @@ WRONG = {
     "server.body_timeout": ("nan", "server.body_timeout: "),
     "engine.max_running": ("0", "engine.max_running: Expected `int` >= 1"),
     "engine.name": ("magic", "engine.name: Invalid enum value 'magic'"),
+    "engine.format": ("chatml", "engine.format: Invalid enum value 'chatml'; choose from hermes, "),
+    "engine.enforce": ("perhaps", "engine.enforce: Expected `bool`, got `str`"),
+    "engine.url": ("http://h/v1", "engine.url: the engine openvino runs here and has no address"),
+    "engine.api_key": ("k", "engine.api_key: is for an engine with a url"),
+    "deployments.x.name": ("magic", "deployments.x.name: Invalid enum value 'magic'; choose from openvino, "),
+    "deployments.x.nmae": ("echo", "deployments.x.nmae: "),
+    "deployments.x.max_running": ("0", "deployments.x.max_running: "),
+    "deployments.x": ("5", "deployments.x: "),
+    "models.new.deployment": ("x", "models.new.deployment: there is no table [deployments.x]"),
     "mode": ("loose", "mode: Invalid enum value 'loose'"),
     "chaos.fault_rate": ("1.5", "chaos.fault_rate: Expected `float` <= 1.0"),
     "chaos.faults": ("stall,bang", "chaos.faults: Invalid enum value 'bang'"),

@@ -32,3 +32,13 @@ def test_the_time_between_tokens_counts_tokens() -> None:
     lines = metrics.exposition().decode().splitlines()
     assert 'moonbase_inter_token_seconds_count{model="m"} 8.0' in lines
     assert 'moonbase_inter_token_seconds_sum{model="m"} 2.0' in lines
+
+
+def test_one_family_holds_a_gauge_of_several_models() -> None:
+    metrics = Metrics()
+    metrics.gauge("moonbase_running", "Choices.", "one", lambda: 1)
+    metrics.gauge("moonbase_running", "Choices.", "two", lambda: 2)
+    text = metrics.exposition().decode()
+    assert text.count("# TYPE moonbase_running gauge") == 1
+    assert 'moonbase_running{model="one"} 1.0' in text
+    assert 'moonbase_running{model="two"} 2.0' in text

@@ -22,8 +22,32 @@ Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Fault = Literal["slow_first_token", "stall", "cut", "death", "malformed"]
-EngineName = Literal["openvino", "echo", "chaos"]
+MachineFault = Literal["slow_first_token", "stall", "cut", "death", "malformed"]
+ModelFault = Literal[
+    "undeclared_tool",
+    "invalid_arguments",
+    "broken_arguments",
+    "missing_call",
+    "parallel_calls",
+    "leaked_marker",
+    "prose_answer",
+    "invalid_answer",
+    "empty_answer",
+    "over_limit",
+    "cut_short",
+]
+Fault = MachineFault | ModelFault
+EngineName = Literal["openvino", "llamacpp", "vllm", "sglang", "openai", "moonshot", "echo", "chaos"]
+FormatName = Literal[
+    "hermes",
+    "kimi-k2-0711",
+    "kimi-k2-0905",
+    "kimi-k2-thinking",
+    "kimi-k2.5-first",
+    "kimi-k2.5",
+    "kimi-k2.6",
+    "kimi-k2.7-code",
+]
 Mode = Literal["lenient", "strict"]
 Currency = Literal["USD", "CNY"]
 
@@ -57,10 +81,31 @@ class ServerSettings(_Section, frozen=True):
 
 
 class EngineSettings(_Section, frozen=True):
-    name: Annotated[EngineName, _d("Engine that serves all models.")] = "openvino"
+    name: Annotated[EngineName, _d("Engine that serves every model without a deployment of its own.")] = "openvino"
     model: Annotated[
-        str, _d("What the engine loads: a name from `moonbase models list`, a GGUF file or an OpenVINO folder.")
-    ] = "smollm2-135m"
+        str | None,
+        _d(
+            "What the engine loads: a name from `moonbase models list` (by default smollm2-135m), a GGUF file or a "
+            "model's folder. For `openai` and `moonshot`: the model's id there; by default the id asked for."
+        ),
+    ] = None
+    url: Annotated[
+        str | None, _d("Address of a running engine or service; without one, the engine is started here.")
+    ] = None
+    api_key: Annotated[str | None, _d("Key that the engine or service at `url` demands.")] = None
+    format: Annotated[
+        FormatName | None,
+        _d("How the model is spoken with; by default as its weights say, else `hermes`; for `echo`, `kimi-k2-0905`."),
+    ] = None
+    vocabulary: Annotated[
+        str | None, _d("Folder with the model's vocabulary, when it does not lie with the model.")
+    ] = None
+    arguments: Annotated[
+        tuple[str, ...], _d("More command-line arguments for an engine started here (vllm, sglang, llamacpp).")
+    ] = ()
+    enforce: Annotated[
+        bool, _d("Hold tool calls and JSON answers to their schemas; `false` passes on what the model writes.")
+    ] = True
     max_running: Annotated[Count, _d("Choices generated at once; more wait.")] = 32
     max_waiting: Annotated[Count, _d("Choices that may wait; more are refused as overloaded.")] = 256
     threads: Annotated[int, Meta(ge=0), _d("CPU threads of the embedded engine; 0 means one per core.")] = 0
@@ -70,7 +115,9 @@ class EngineSettings(_Section, frozen=True):
     queue_timeout: Annotated[Seconds, _d("Seconds a request may wait for its turn and its first token.")] = 300.0
     idle_timeout: Annotated[Seconds, _d("Seconds between two tokens of a stream.")] = 120.0
     total_timeout: Annotated[Seconds, _d("Seconds that one answer may take.")] = 7200.0
-    hang_timeout: Annotated[Seconds, _d("Seconds of silence after which a busy worker counts as hung.")] = 60.0
+    hang_timeout: Annotated[
+        Seconds, _d("Seconds of silence after which a busy worker or a server started here is hung.")
+    ] = 60.0
 
 
 class EchoSettings(_Section, frozen=True):
@@ -112,6 +159,7 @@ class ModelOverride(_Section, frozen=True):
     """One public model id as the operator wants it; what is absent stays as in the catalog."""
 
     alias_of: Annotated[str | None, _d("Another id whose definition this one takes over.")] = None
+    deployment: Annotated[str | None, _d("Table under [deployments] that answers; by default [engine] does.")] = None
     window: Annotated[Count | None, _d("Window in tokens; never more than the serving model's own.")] = None
     max_output: Annotated[Count | None, _d("Default output limit in tokens.")] = None
     temperature: Annotated[Share | None, _d("Default temperature.")] = None
@@ -134,6 +182,9 @@ class Settings(_Section, frozen=True):
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     models: Annotated[dict[str, ModelOverride], _d("Public model ids to add or change.")] = field(default_factory=dict)
+    deployments: Annotated[
+        dict[str, EngineSettings], _d("Further engines, with the keys of [engine], for models to name.")
+    ] = field(default_factory=dict)
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -158,7 +209,7 @@ def load(
         _put(tree, key, text)
         _convert(tree, _environment_name(key))
     for key, text in (overrides or {}).items():
-        if key not in _keys() and not key.startswith("models."):
+        if key not in _keys() and not key.startswith(_TABLES):
             raise ConfigurationError(f"{key}: there is no such setting; docs/reference/settings.md lists them")
         _put(tree, key, text)
         _convert(tree, key)
@@ -194,13 +245,14 @@ def _keys() -> dict[str, tuple[Any, Any]]:
             annotation = hints[info.name]
             if isinstance(annotation, type) and issubclass(annotation, Struct):
                 walk(annotation, f"{prefix}{info.name}.")
-            elif info.name != "models":
+            elif f"{info.name}." not in _TABLES:
                 found[prefix + info.name] = (annotation, info.default)
 
     walk(Settings, "")
     return found
 
 
+_TABLES = ("models.", "deployments.")  # tables of tables, whose names the operator chooses
 _KUBERNETES = re.compile(r"MOONBASE_(SERVICE_|PORT)")  # what it sets in every pod for a service named moonbase
 
 
@@ -232,11 +284,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _put(tree: dict[str, Any], key: str, text: str) -> None:
     *sections, name = key.split(".")
-    if sections[:1] == ["models"]:  # a model id has dots of its own: models.<id>.<field>
-        sections = ["models", ".".join(sections[1:])]
+    if key.startswith(_TABLES):  # a model id has dots of its own: models.<id>.<field>
+        sections = [sections[0], ".".join(sections[1:])]
     for section in sections:
         tree = tree.setdefault(section, {})
-    annotation = _keys().get(key, (None, None))[0]
+    like = f"engine.{name}" if key.startswith("deployments.") else key
+    annotation = _keys().get(like, (None, None))[0]
     is_list = annotation is not None and "tuple" in str(get_args(annotation)[0])
     tree[name] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
 
@@ -246,21 +299,32 @@ def _convert(tree: dict[str, Any], source: str, *, strict: bool = False) -> Sett
         return msgspec.convert(tree, Settings, strict=strict)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
-        key = path.strip("`.").replace("models[...]", "models.<id>")
+        key = path.strip("`.").replace("models[...]", "models.<id>").replace("deployments[...]", "deployments.<name>")
         if reason.startswith("Invalid enum value"):
             reason += f"; choose from {', '.join(_choices(key))}"
-        known = not key or key.startswith(source) or (key.startswith("models.") and source.startswith("models."))
+        known = not key or key.startswith(source) or (key.startswith(_TABLES) and source.startswith(_TABLES))
         raise ConfigurationError(f"{source if known else f'{source}: {key}'}: {reason}") from error
 
 
 def _choices(key: str) -> list[str]:
     """The values that a setting with a fixed few may have."""
-    annotation = _keys()[key.partition("[")[0]][0]
+    key = re.sub(r"^deployments\.<name>", "engine", key).partition("[")[0]
+    annotation = _keys()[key][0]
     return re.findall(r"'([^']+)'", str(get_args(annotation)[0]))
 
 
 def _check(settings: Settings) -> None:
     """What one field cannot say alone."""
+    for model_id, model in settings.models.items():
+        if model.deployment is not None and model.deployment not in settings.deployments:
+            raise ConfigurationError(
+                f"models.{model_id}.deployment: there is no table [deployments.{model.deployment}]"
+            )
+    for key, engine in {
+        "engine": settings.engine,
+        **{f"deployments.{n}": e for n, e in settings.deployments.items()},
+    }.items():
+        _check_engine(key, engine)
     server = settings.server
     if (server.tls_certificate is None) != (server.tls_key is None):
         raise ConfigurationError("server.tls_certificate and server.tls_key must be set together")
@@ -271,3 +335,12 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError(
             f"server.host: {server.host} can be reached from other machines; set server.public (--public) to allow it"
         )
+
+
+def _check_engine(key: str, engine: EngineSettings) -> None:
+    if engine.name == "openai" and engine.url is None:
+        raise ConfigurationError(f"{key}.url: must be set for the engine openai")
+    if engine.name in ("openvino", "echo", "chaos") and engine.url is not None:
+        raise ConfigurationError(f"{key}.url: the engine {engine.name} runs here and has no address")
+    if engine.api_key is not None and engine.url is None and engine.name != "moonshot":
+        raise ConfigurationError(f"{key}.api_key: is for an engine with a url")

@@ -9,10 +9,12 @@
     ├── UnknownKey                      a key id of the command line that does not exist
     ├── BackupFailed                    a copy of the database could not be made
     ├── EndpointFailed                  a server that we are a client of refused or failed
+    ├── UpstreamFailed                  a response of an upstream did not come or broke off
     └── ApiError                        an answer to a client: status, type, sentence
         ├── InvalidRequest              400  invalid_request_error
         │   ├── WrongType               400  a JSON value of the wrong kind
         │   ├── FatalRequest            400  a request that ended the engine twice
+        │   ├── ContentFiltered         400  content_filter
         │   └── PromptTooLong           400  prompt over the model's window
         ├── IncorrectApiKey             401  incorrect_api_key_error       no or ill-formed credential
         ├── InvalidAuthentication       401  invalid_authentication_error  unknown or revoked key
@@ -66,6 +68,19 @@ class EndpointFailed(MoonbaseError):
     """A server that we are a client of refused, failed or cannot be reached. The message says what to do."""
 
 
+class UpstreamFailed(MoonbaseError):
+    """An upstream's response did not come, broke off or breaks the protocol.
+
+    `reason` is a sentence for the log, without secrets or content; `began` tells whether any byte of
+    the response had come: while it is False, another upstream may be asked.
+    """
+
+    def __init__(self, reason: str, *, began: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.began = began
+
+
 class ApiError(MoonbaseError):
     """An error that a client is told.
 
@@ -113,6 +128,15 @@ class FatalRequest(InvalidRequest):
 
     def __init__(self) -> None:
         super().__init__("this request was running when the engine ended, twice; it is refused for ten minutes")
+
+
+class ContentFiltered(InvalidRequest):
+    """What answers refuses the content of the request, or of its own answer (moonshot-api.md 9.3)."""
+
+    type = "content_filter"
+
+    def __init__(self) -> None:
+        super().__init__("The request was rejected because it was considered high risk", prefix=False)
 
 
 class IncorrectApiKey(ApiError):
@@ -167,13 +191,14 @@ class HostNotAllowed(ApiError):
 
 
 class EngineOverloaded(ApiError):
-    """The service sends no Retry-After here (moonshot-api.md 9.2)."""
+    """The service sends no Retry-After here (moonshot-api.md 9.2); some upstreams do."""
 
     status = 429
     type = "engine_overloaded_error"
 
-    def __init__(self) -> None:
+    def __init__(self, retry_after: int | None = None) -> None:
         super().__init__("The engine is currently overloaded, please try again later")
+        self.retry_after = retry_after
 
 
 class ServerError(ApiError):

@@ -48,6 +48,7 @@ class ModelMetrics:
         "cached_tokens",
         "completion_tokens",
         "inter_token",
+        "invalid_outputs",
         "outcomes",
         "prompt_tokens",
         "time_to_first_token",
@@ -59,6 +60,7 @@ class ModelMetrics:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.completion_tokens = 0
+        self.invalid_outputs = 0
         self.outcomes: dict[str, int] = {}
 
     def ended(self, outcome: str, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> None:
@@ -112,6 +114,9 @@ class Metrics(Collector):
         prompt = CounterMetricFamily("moonbase_prompt_tokens", "Prompt tokens, cached ones included.", labels=["model"])
         cached = CounterMetricFamily("moonbase_cached_tokens", "Prompt tokens taken from the cache.", labels=["model"])
         output = CounterMetricFamily("moonbase_completion_tokens", "Output tokens.", labels=["model"])
+        invalid = CounterMetricFamily(
+            "moonbase_invalid_outputs", "Answers that were not what the request demanded.", labels=["model"]
+        )
         ended = CounterMetricFamily("moonbase_requests", "Requests run, by their end.", labels=["model", "outcome"])
         for name, model in list(self._models.items()):
             model.time_to_first_token.add_to(ttft, [name])
@@ -119,13 +124,15 @@ class Metrics(Collector):
             prompt.add_metric([name], model.prompt_tokens)
             cached.add_metric([name], model.cached_tokens)
             output.add_metric([name], model.completion_tokens)
+            invalid.add_metric([name], model.invalid_outputs)
             for outcome, count in list(model.outcomes.items()):
                 ended.add_metric([name, outcome], count)
-        yield from (ttft, inter, prompt, cached, output, ended)
+        yield from (ttft, inter, prompt, cached, output, invalid, ended)
+        gauges: dict[str, GaugeMetricFamily] = {}
         for name, help_text, model_name, read in self._gauges:
-            gauge = GaugeMetricFamily(name, help_text, labels=["model"])
+            gauge = gauges.setdefault(name, GaugeMetricFamily(name, help_text, labels=["model"]))
             gauge.add_metric([model_name], read())
-            yield gauge
+        yield from gauges.values()
 
 
 def configure_logging(level: str, line_format: Literal["auto", "text", "json"]) -> None:

@@ -27,6 +27,10 @@ TABLE = [
     ("kimi-k2-turbo-preview", 262_144, 0.6, 15, 115, 800),
     ("kimi-k2-thinking", 262_144, 1.0, 15, 60, 250),
     ("kimi-k2-thinking-turbo", 262_144, 1.0, 15, 115, 800),
+    ("kimi-k2.5", 262_144, 1.0, 10, 60, 300),
+    ("kimi-k2.6", 262_144, 1.0, 16, 95, 400),
+    ("kimi-k2.7-code", 262_144, 1.0, 19, 95, 400),
+    ("kimi-k2.7-code-highspeed", 262_144, 1.0, 38, 190, 800),
 ]
 
 
@@ -36,7 +40,8 @@ def test_each_id_has_the_published_window_default_and_price(
 ) -> None:
     model = CATALOG.resolve(model_id)
     price = model.price_on(TODAY, "USD")
-    assert (model.window, model.rules.temperature.default, model.max_output) == (window, temperature, 1024)
+    limit = 32_768 if model_id.startswith("kimi-k2.") else 1024
+    assert (model.window, model.rules.temperature.default, model.max_output) == (window, temperature, limit)
     assert (price.hit, price.miss, price.write, price.output) == (
         hit * 10**7,
         miss * 10**7,

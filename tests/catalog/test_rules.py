@@ -5,8 +5,9 @@ import pytest
 
 from moonbase.catalog.catalog import load_catalog
 from moonbase.catalog.model import Range
-from moonbase.catalog.rules import sampling
-from moonbase.chat.request import Sampling, SamplingOptions
+from moonbase.catalog.rules import sampling, thinking
+from moonbase.chat.request import Sampling, SamplingOptions, Thinking
+from moonbase.config import ModelOverride
 from moonbase.errors import InvalidRequest
 
 CATALOG = load_catalog({})
@@ -64,3 +65,57 @@ def test_a_fixed_parameter_accepts_its_value_and_names_it() -> None:
     assert sampling(model, SamplingOptions(top_p=0.95)).top_p == 0.95
     with pytest.raises(InvalidRequest, match=r"^invalid top_p: only 0\.95 is allowed for this model$"):
         sampling(model, SamplingOptions(top_p=1))
+
+
+ON, OFF, KEEP = Thinking(), Thinking(enabled=False), Thinking(keep=True)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "wish", "expected"),
+    [
+        ("kimi-k2-0905-preview", None, OFF),
+        ("kimi-k2-0905-preview", KEEP, OFF),
+        ("kimi-k2-thinking", None, ON),
+        ("kimi-k2-thinking", ON, ON),
+        ("kimi-k2.5", None, ON),
+        ("kimi-k2.5", OFF, OFF),
+        ("kimi-k2.6", None, ON),
+        ("kimi-k2.6", KEEP, KEEP),
+        ("kimi-k2.7-code", None, KEEP),
+        ("kimi-k2.7-code", ON, KEEP),
+    ],
+)
+def test_a_model_thinks_as_the_client_wishes_where_it_may(
+    model_id: str, wish: Thinking | None, expected: Thinking
+) -> None:
+    assert thinking(CATALOG.resolve(model_id), wish) == expected
+
+
+@pytest.mark.parametrize(
+    ("model_id", "wish", "sentence"),
+    [
+        ("kimi-k2-thinking", OFF, "invalid thinking: only type=enabled is allowed for this model"),
+        ("kimi-k2.7-code", OFF, "invalid thinking: only type=enabled is allowed for this model"),
+        ("kimi-k2.5", KEEP, "invalid thinking: keep is not allowed for this model"),
+    ],
+)
+def test_a_switch_that_a_model_lacks_is_refused(model_id: str, wish: Thinking, sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        thinking(CATALOG.resolve(model_id), wish)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(("thinks", "temperature"), [(True, 1), (False, 0.6)])
+def test_the_temperature_of_the_models_that_may_think_is_fixed_for_either(thinks: bool, temperature: float) -> None:
+    model = CATALOG.resolve("kimi-k2.6")
+    assert sampling(model, SamplingOptions(), thinks=thinks).temperature == temperature
+    assert sampling(model, SamplingOptions(temperature=temperature), thinks=thinks).top_p == 0.95
+    with pytest.raises(InvalidRequest) as caught:
+        sampling(model, SamplingOptions(temperature=0.5), thinks=thinks)
+    assert str(caught.value) == f"invalid temperature: only {temperature:g} is allowed for this model"
+
+
+def test_a_changed_default_temperature_holds_for_a_model_that_never_thinks() -> None:
+    catalog = load_catalog({"kimi-k2-0905-preview": ModelOverride(temperature=0.3)})
+    model = catalog.resolve("kimi-k2-0905-preview")
+    assert sampling(model, SamplingOptions(), thinks=False).temperature == 0.3

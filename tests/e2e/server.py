@@ -286,8 +286,12 @@ def shared(*parts: str) -> Path | None:
 
 
 def kimi_vocabulary() -> Path | None:
-    """The real Kimi K2 vocabulary, where it is beside the checkout."""
-    return shared("data", "kimi-tokenizer", "tiktoken.model")
+    """`tiktoken.model` of the real Kimi K2, with `tokenizer_config.json` beside it; None where it is not at hand."""
+    folder = os.environ.get("KIMI_VOCABULARY")
+    if folder is None:
+        return shared("data", "kimi-tokenizer", "tiktoken.model")
+    file = Path(folder) / "tiktoken.model"
+    return file if file.is_file() else None
 
 
 def cache_with_kimi_vocabulary(folder: Path) -> Path:

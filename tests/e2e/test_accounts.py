@@ -2,15 +2,20 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import StartServer
+from tests.e2e.prompts import prompt_tokens
 from tests.e2e.server import K2, Server, chat_body, eventually
+
+TEXT = "Hello there"
+PROMPT = prompt_tokens(TEXT)
 
 
 def test_every_answer_leaves_a_record_with_its_tokens_price_and_outcome(echo: Server) -> None:
     before = int(time.time() * 1000)
-    reply = echo.chat("Hello there")
+    reply = echo.chat(TEXT)
     record = echo.usage(reply)
     times = [record.pop(name) for name in ("started_at", "first_token_at", "finished_at")]
     assert times == sorted(times)
@@ -22,7 +27,7 @@ def test_every_answer_leaves_a_record_with_its_tokens_price_and_outcome(echo: Se
         "project_id": reply.header("msh-project-id"),
         "model": K2,
         "served_by": "echo",
-        "prompt_miss": 11,
+        "prompt_miss": PROMPT,
         "prompt_hit": 0,
         "prompt_write": 0,
         "output": 4,
@@ -30,7 +35,7 @@ def test_every_answer_leaves_a_record_with_its_tokens_price_and_outcome(echo: Se
         "price_hit": 150_000_000,
         "price_write": 600_000_000,
         "price_output": 2_500_000_000,
-        "cost_nano": 11 * 600 + 4 * 2_500,
+        "cost_nano": PROMPT * 600 + 4 * 2_500,
         "currency": "USD",
         "outcome": "stop",
     }
@@ -50,9 +55,9 @@ def test_every_answer_leaves_a_record_with_its_tokens_price_and_outcome(echo: Se
 def test_the_record_counts_what_was_generated(
     echo: Server, stream: bool, fields: dict[str, object], output: int, outcome: str
 ) -> None:
-    record = echo.usage(echo.chat("Hello there", stream=stream, **fields))
+    record = echo.usage(echo.chat(TEXT, stream=stream, **fields))
     assert (record["output"], record["outcome"]) == (output, outcome)
-    assert record["cost_nano"] == 11 * 600 + output * 2_500
+    assert record["cost_nano"] == PROMPT * 600 + output * 2_500
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,13 @@ def test_models_are_listed_as_the_service_lists_them(echo: Server) -> None:
 
 
 def test_the_estimate_has_exactly_one_number(echo: Server) -> None:
-    reply = echo.post(chat_body("Hello there"), "/v1/tokenizers/estimate-token-count")
-    assert reply.body == b'{"data":{"total_tokens":11}}'
-    assert echo.chat("Hello there").json["usage"]["prompt_tokens"] == 11
+    reply = echo.post(chat_body(TEXT), "/v1/tokenizers/estimate-token-count")
+    assert reply.body == b'{"data":{"total_tokens":%d}}' % PROMPT
+    assert echo.chat(TEXT).json["usage"]["prompt_tokens"] == PROMPT
+
+
+def test_over_the_kimi_vocabulary_a_prompt_has_the_published_number_of_tokens(
+    start_server: StartServer, kimi_cache: Path
+) -> None:
+    """26 of K2-Thinking, and the newline that K2-0905 has after the default system turn (kimi-protocol.md 2.6, G1)."""
+    assert start_server(cache=kimi_cache).chat("Hi").json["usage"]["prompt_tokens"] == 26 + 1

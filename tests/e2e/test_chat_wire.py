@@ -5,12 +5,20 @@ import time
 from typing import Any
 
 import pytest
+from tests.e2e.prompts import prompt_tokens
 from tests.e2e.server import K2, Reply, Server, chat_body, user
 
 TEXT = "Hello there, wide 世界 & <sky>"
 
-# ChatML over four bytes a token: 1 + 10 + 1 + 1 ("\n") + 1 + 3 prompt tokens; 2 + 2 + 2 + 2 + 1 + 2 of output.
-USAGE = b'{"prompt_tokens":17,"completion_tokens":11,"total_tokens":28}'
+
+def usage(text: str, completion_tokens: int) -> bytes:
+    """The usage of an answer to `text`."""
+    asked = prompt_tokens(text)
+    numbers = (asked, completion_tokens, asked + completion_tokens)
+    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % numbers
+
+
+USAGE = usage(TEXT, 2 + 2 + 2 + 2 + 1 + 2)  # four bytes a token, and no token for more than one word
 CHUNK = b'data: {"id":"ID","object":"chat.completion.chunk","created":NOW,"model":"kimi-k2-0905-preview","choices":['
 END = b'],"system_fingerprint":"FP"}'
 
@@ -98,13 +106,12 @@ def test_choices_of_a_plain_answer_share_the_prompt_and_add_up_their_output(echo
     choice = b'{"index":%d,"message":{"role":"assistant","content":"a b"},"finish_reason":"stop"}'
     assert echo.chat("a b", n=2).fixed == (
         b'{"id":"ID","object":"chat.completion","created":NOW,"model":"kimi-k2-0905-preview","choices":[%b,%b],'
-        b'"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}' % (choice % 0, choice % 1)
+        b'"usage":%b}' % (choice % 0, choice % 1, usage("a b", 4))
     )
 
 
 def test_each_streamed_choice_has_its_own_role_chunk_and_usage(echo: Server) -> None:
-    one = b'{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}'
-    both = b'{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}'
+    one, both = usage("a b", 2), usage("a b", 4)
     frames = echo.chat("a b", n=2, stream=True, stream_options={"include_usage": True})
     expected = [
         *(role(0), delta("a ", 0), role(1), delta("a ", 1), delta("b", 0), delta("b", 1)),
@@ -243,22 +250,21 @@ def test_stream_null_is_no_stream(echo: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("partial", "prompt_tokens"),
+    ("partial", "tokens"),
     [
-        # <|im_start|> user\nGo <|im_end|> \n <|im_start|> is 6 tokens; then what the assistant already said.
-        ({"content": "{"}, 6 + 3),
-        ({"content": "abc"}, 6 + 4),
-        ({"content": "", "name": "Kelly"}, 6 + 4),
-        ({"content": "No.", "name": "Kelly"}, 6 + 5),
-        ({"name": "Kelly"}, 6 + 4),
+        ({"content": "{"}, prompt_tokens("Go", said="{")),
+        ({"content": "abcde"}, prompt_tokens("Go", said="abcde")),
+        ({"content": "", "name": "Kelly"}, prompt_tokens("Go", author="Kelly")),
+        ({"content": "No, no", "name": "Kelly"}, prompt_tokens("Go", author="Kelly", said="No, no")),
+        ({"name": "Kelly the robot"}, prompt_tokens("Go", author="Kelly the robot")),
     ],
 )
 def test_partial_mode_prefills_and_does_not_repeat_the_prefix(
-    echo: Server, stream: bool, partial: dict[str, str], prompt_tokens: int
+    echo: Server, stream: bool, partial: dict[str, str], tokens: int
 ) -> None:
     reply = echo.chat(messages=[*user("Go"), {"role": "assistant", "partial": True} | partial], stream=stream)
     assert choices_of(reply)[0][:2] == ("Go", "stop")
-    assert b'"prompt_tokens":%d,' % prompt_tokens in reply.body
+    assert b'"prompt_tokens":%d,' % tokens in reply.body
 
 
 def test_a_control_literal_in_user_text_stays_text(echo: Server, stream: bool) -> None:

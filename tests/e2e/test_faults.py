@@ -132,19 +132,20 @@ SCHEMA = {
         "schema": {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]},
     },
 }
+# All of two words at least, so that a stream has begun when it turns out.
 INVALID = [
     pytest.param("no JSON at all", SCHEMA, "it is not valid JSON", id="text"),
-    pytest.param('{"age":', SCHEMA, "it is not valid JSON", id="cut"),
+    pytest.param('{ "age":', SCHEMA, "it is not valid JSON", id="cut"),
     pytest.param('{"age":1} {"age":2}', SCHEMA, "it is not valid JSON", id="two values"),
-    pytest.param("[1]", {"type": "json_object"}, "it is not a JSON object", id="array for json_object"),
+    pytest.param("[ 1]", {"type": "json_object"}, "it is not a JSON object", id="array for json_object"),
     pytest.param(
-        '{"age":"twelve"}',
+        '{ "age":"twelve"}',
         SCHEMA,
         'it does not match `response_format.json_schema.schema`: "twelve" is not of type "integer"',
         id="wrong type",
     ),
     pytest.param(
-        "{}",
+        "{ }",
         SCHEMA,
         'it does not match `response_format.json_schema.schema`: "age" is a required property',
         id="missing property",
@@ -168,7 +169,7 @@ def test_a_stream_that_breaks_its_format_ends_in_the_error(
     slow_echo: Server, output: str, response_format: dict[str, Any], reason: str
 ) -> None:
     error = {"error": {"message": f"The model's output is not valid: {reason}", "type": "unexpected_output"}}
-    reply = slow_echo.chat(f" {output}", response_format=response_format, stream=True)
+    reply = slow_echo.chat(output, response_format=response_format, stream=True)
     assert reply.status == 200
     assert json.loads(reply.frames[-1].removeprefix(b"data: ")) == error
     assert b"[DONE]" not in reply.body

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import StartServer
+from tests.e2e.prompts import prompt_tokens
 from tests.e2e.server import K2, Server, chat_body, user
 
 from moonbase.engines.base import Tokenizer
@@ -35,9 +36,9 @@ def counted(request: pytest.FixtureRequest, start_module_server: StartServer) ->
     return start_module_server(cache=cache), KimiTokenizer(vocabulary)
 
 
-def prompt_tokens(tokenizer: Tokenizer, text: str) -> int:
-    """ChatML of one user message: `<|im_start|>` twice and `<|im_end|>`, and three pieces of plain text."""
-    return 3 + sum(len(tokenizer.encode_plain(piece)) for piece in (f"user\n{text}", "\n", "assistant\n"))
+def tokens_of(tokenizer: Tokenizer, text: str) -> int:
+    """The whole prompt of one user message."""
+    return prompt_tokens(text, count=lambda piece: len(tokenizer.encode_plain(piece)))
 
 
 def document(tokenizer: Tokenizer, tokens: int) -> str:
@@ -52,7 +53,7 @@ def document(tokenizer: Tokenizer, tokens: int) -> str:
 def test_a_document_of_250000_tokens_is_accepted_and_counted_exactly(counted: tuple[Server, Tokenizer]) -> None:
     server, tokenizer = counted
     text = document(tokenizer, 250_000)
-    expected = prompt_tokens(tokenizer, text)
+    expected = tokens_of(tokenizer, text)
     reply = server.chat(text, max_tokens=32)
     assert reply.status == 200, reply.body
     assert reply.json["usage"] == {
@@ -67,7 +68,7 @@ def test_a_document_of_250000_tokens_is_accepted_and_counted_exactly(counted: tu
 def test_a_document_over_the_window_is_refused_with_exact_counts(counted: tuple[Server, Tokenizer]) -> None:
     server, tokenizer = counted
     text = document(tokenizer, WINDOW)
-    requested = prompt_tokens(tokenizer, text)
+    requested = tokens_of(tokenizer, text)
     reply = server.chat(text, max_tokens=32)
     message = f"Invalid request: Your request exceeded model token limit: {WINDOW} (requested: {requested})"
     assert reply.status == 400

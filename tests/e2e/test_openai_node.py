@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tests.e2e.conftest import RunNode
+from tests.e2e.prompts import prompt_tokens
 from tests.e2e.server import Server
 
 
@@ -13,9 +14,9 @@ def test_a_node_program_completes_a_chat_a_stream_a_schema_and_an_error(echo: Se
     assert result.pop("models") > 10
     assert result == {
         "chat": "Hello there, 世界",
-        "tokens": 13 + 6,
+        "tokens": prompt_tokens("Hello there, 世界") + 2 + 2 + 2,
         "pieces": ["one ", "two ", "three"],
-        "streamTokens": 12 + 4,
+        "streamTokens": prompt_tokens("one two three") + 1 + 1 + 2,
         "folded": "four five",
         "age": 12,
         "refused": {

@@ -5,6 +5,7 @@ import socket
 import urllib.request
 
 from tests.e2e.conftest import StartServer
+from tests.e2e.prompts import prompt_tokens
 from tests.e2e.server import K2, Server, chat_body
 
 SECRET = "Zanzibar-Xylophone-90125"
@@ -38,7 +39,7 @@ def test_metrics_count_requests_tokens_and_times_by_model(start_server: StartSer
     for line in (
         f'moonbase_requests_total{{model="{K2}",outcome="stop"}} 1.0',
         f'moonbase_requests_total{{model="{K2}",outcome="length"}} 1.0',
-        f'moonbase_prompt_tokens_total{{model="{K2}"}} 22.0',
+        f'moonbase_prompt_tokens_total{{model="{K2}"}} {2 * prompt_tokens("Hello there")}.0',
         f'moonbase_completion_tokens_total{{model="{K2}"}} 5.0',
         f'moonbase_time_to_first_token_seconds_count{{model="{K2}"}} 2.0',
         'moonbase_http_responses_total{status="200"} 2.0',

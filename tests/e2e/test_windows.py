@@ -2,6 +2,7 @@
 
 import pytest
 from tests.e2e.conftest import StartServer
+from tests.e2e.prompts import prompt_tokens
 from tests.e2e.server import Server, chat_body
 
 WINDOW = 8_192
@@ -9,12 +10,8 @@ MODEL = "moonshot-v1-8k"
 
 
 def of_tokens(count: int) -> str:
-    """A user text whose whole prompt is `count` tokens of four bytes.
-
-    ChatML adds three control tokens, a newline and `assistant` with a newline (3); `user` and a
-    newline are five bytes in front of the text.
-    """
-    return ("word" * (count - 7))[5:]
+    """A user text whose whole prompt is `count` tokens of four bytes."""
+    return "word" * (count - prompt_tokens(""))
 
 
 def too_long(window: int, requested: int) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +65,27 @@ def test_a_sound_file_is_read(tmp_path: Path):
     }
     assert gguf.tensors == (Tensor("weight", (32, 2), 0),)
     assert (gguf.architecture, gguf.window, gguf.parameters) == ("llama", 2048, 64)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in GGML_QUANT_SIZES if kind.name not in ("Q8_1", "Q1_0")])
+def test_tensors_of_every_type_are_measured_as_ggml_does(kind: GGMLQuantizationType, tmp_path: Path):
+    per_block, block_size = GGML_QUANT_SIZES[kind]
+    head = header([], [tensor("w", (per_block, 3), int(kind), 0)])
+    head = head.ljust(-(-len(head) // 32) * 32, b"\0")
+    GGUF.read(written(tmp_path, head + bytes(3 * block_size)))
+    with pytest.raises(ModelFileError, match="cut short"):
+        GGUF.read(written(tmp_path, head + bytes(3 * block_size - 1)))
+
+
+def test_layers_may_differ_in_what_they_cache(tmp_path: Path):
+    numbers = {"block_count": 3, "embedding_length": 64, "attention.head_count": 4}
+    entries = [entry("general.architecture", 8, text("hybrid"))]
+    entries += [entry(f"hybrid.{name}", 4, struct.pack("<I", number)) for name, number in numbers.items()]
+    heads = entry("hybrid.attention.head_count_kv", 9, struct.pack("<IQ3i", 5, 3, 2, 0, 1))
+    assert GGUF.read(written(tmp_path, header([*entries, heads], []) + bytes(64))).cache_elements == (2 + 1) * 2 * 16
+    short = entry("hybrid.attention.head_count_kv", 9, struct.pack("<IQ2i", 5, 2, 2, 1))
+    with pytest.raises(ModelFileError, match="head_count_kv"):
+        _ = GGUF.read(written(tmp_path, header([*entries, short], []) + bytes(64))).cache_elements
 
 
 def test_the_default_model_is_read():

@@ -60,7 +60,7 @@ async def test_what_is_remembered_is_never_changed_by_its_users() -> None:
 
 async def test_the_oldest_are_forgotten_beyond_the_limit() -> None:
     tokenizer = Noticing()
-    encoder = PromptEncoder(tokenizer, max_bytes=7_000)
+    encoder = PromptEncoder(tokenizer, max_bytes=8_000)
     for letter in "abca":
         await encoder.encode(prompt(letter * 1_000), "org")
     assert [text[0] for text in tokenizer.encoded] == ["a", "b", "c"], "a was used last and is still there"
@@ -127,7 +127,7 @@ class Held(Noticing):
 
 async def test_what_was_known_at_the_start_is_used_though_it_is_forgotten_meanwhile() -> None:
     tokenizer = Held()
-    encoder = PromptEncoder(tokenizer, max_bytes=7_000)
+    encoder = PromptEncoder(tokenizer, max_bytes=8_000)
     known, long = "a" * 1_000, "b" * 100_000
     first = await encoder.encode(prompt(known), "org")
     waiting = asyncio.create_task(encoder.encode(prompt(known, long, known), "org"))

@@ -3,27 +3,26 @@
 import pytest
 
 from moonbase.catalog.catalog import load_catalog
-from moonbase.chat.constraint import JsonSchema
-from moonbase.config import ChaosSettings
+from moonbase.config import EngineSettings
 from moonbase.engines.base import EngineDescription, GenerateRequest, Generation
-from moonbase.engines.chaos import ChaosEngine
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
-from moonbase.errors import EngineUnavailable, InvalidRequest
-from moonbase.formats.hermes import Hermes
-from moonbase.router.deployment import TokenDeployment
+from moonbase.errors import EngineUnavailable
+from moonbase.formats.kimi_k2.format import KimiK2
 from moonbase.router.router import Router
+from moonbase.router.token_deployment import TokenDeployment
 
-pytestmark = pytest.mark.anyio
+CATALOG = load_catalog({})
+MODEL, OTHER = CATALOG.resolve("kimi-k2-0905-preview"), CATALOG.resolve("moonshot-v1-8k")
 
-MODEL = load_catalog({}).resolve("kimi-k2-0905-preview")
 
+class Switched:
+    """An engine that generates nothing and is ready when it is told to be."""
 
-class Unready:
-    """An engine that constrains nothing and is ready when it is told to be."""
-
-    description = EngineDescription(name="unready", model="unready", window=None)
+    description = EngineDescription(name="switched", model="switched", window=None)
     running = waiting = 0
-    ready = False
+
+    def __init__(self, *, ready: bool) -> None:
+        self.ready = ready
 
     async def start(self) -> None: ...
 
@@ -33,26 +32,28 @@ class Unready:
         raise EngineUnavailable
 
 
-def router(engine: Unready | ChaosEngine) -> Router:
-    return Router(TokenDeployment("it", Hermes(), ApproximateTokenizer(), engine))
+def deployment(*, ready: bool = True) -> TokenDeployment:
+    return TokenDeployment(
+        "it", KimiK2("kimi-k2-0905"), ApproximateTokenizer(), Switched(ready=ready), EngineSettings()
+    )
 
 
-async def test_a_ready_deployment_is_picked_for_every_model() -> None:
-    under_test = router(ChaosEngine(ChaosSettings(), ApproximateTokenizer()))
-    assert under_test.pick(MODEL, None) is under_test.deployment
-    assert under_test.pick(MODEL, JsonSchema("{}")) is under_test.deployment
+def test_the_default_deployment_answers_for_every_model_without_one_of_its_own() -> None:
+    default, own = deployment(), deployment()
+    router = Router(default, {OTHER.id: own})
+    assert router.pick(MODEL) is default
+    assert router.pick(OTHER) is own
+    assert list(router.deployments) == [default, own]
 
 
-async def test_an_engine_that_is_not_ready_is_a_503_that_may_be_tried_again() -> None:
-    under_test = router(Unready())
+def test_a_deployment_that_several_models_name_is_listed_once() -> None:
+    default, own = deployment(), deployment()
+    assert list(Router(default, {OTHER.id: own, MODEL.id: own}).deployments) == [default, own]
+
+
+def test_an_engine_that_is_not_ready_is_a_503_that_may_be_tried_again() -> None:
+    router = Router(deployment(ready=False), {})
     with pytest.raises(EngineUnavailable) as refusal:
-        under_test.pick(MODEL, None)
+        router.pick(MODEL)
     assert refusal.value.retry_after
-    assert under_test.serves(MODEL) is under_test.deployment, "it would answer, only not now"
-
-
-async def test_an_engine_that_cannot_hold_to_a_schema_is_named() -> None:
-    engine = Unready()
-    engine.ready = True
-    with pytest.raises(InvalidRequest, match="it cannot be held to a schema"):
-        router(engine).pick(MODEL, JsonSchema("{}"))
+    assert router.serves(MODEL) is router.default, "it would answer, only not now"

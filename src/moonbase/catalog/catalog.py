@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import Struct
 
-from moonbase.catalog.model import Capabilities, Model, Rules, Tier, Weights
+from moonbase.catalog.model import Capabilities, Model, Rules, Switch, Tier, Weights
 from moonbase.catalog.prices import Price, nano
 from moonbase.config import Currency, ModelOverride
 from moonbase.errors import ConfigurationError, ModelNotFound
@@ -51,6 +51,9 @@ class _ModelRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     window: int
     released: datetime.date
     rules: str
+    instant_rules: str | None = None
+    thinking: Switch = "never"
+    keep_reasoning: Switch = "never"
     prices: str | None = None
     max_output: int = 1024
     image_in: bool = False
@@ -128,6 +131,9 @@ class _Builder:
             released=row.released,
             max_output=row.max_output,
             rules=self._file.rules[row.rules],
+            instant_rules=self._file.rules[row.instant_rules or row.rules],
+            thinking=row.thinking,
+            keep_reasoning=row.keep_reasoning,
             capabilities=Capabilities(
                 image_in=row.image_in, video_in=row.video_in, reasoning=row.reasoning, tools=row.tools
             ),
@@ -158,7 +164,9 @@ def _overridden(model: Model, override: ModelOverride) -> Model:
         if not allowed.min <= override.temperature <= allowed.max:
             raise ConfigurationError(f"{key}.temperature: must be between {allowed.min:g} and {allowed.max:g}")
         temperature = msgspec.structs.replace(allowed, default=override.temperature)
-        model = msgspec.structs.replace(model, rules=msgspec.structs.replace(model.rules, temperature=temperature))
+        rules = msgspec.structs.replace(model.rules, temperature=temperature)
+        instant = rules if model.thinking == "never" else model.instant_rules
+        model = msgspec.structs.replace(model, rules=rules, instant_rules=instant)
     if (override.price_miss, override.price_hit, override.price_output) != (None, None, None):
         model = _repriced(model, override)
     return model

@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from moonbase.catalog.prices import Price
-from moonbase.config import Currency
+from moonbase.config import Currency, FormatName
 
 
 class Range(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +35,9 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     tools: bool = False
 
 
+Switch = Literal["never", "optional", "always"]
+
+
 class Tier(Struct, frozen=True):
     """`model` is what requests of up to `up_to` tokens are billed as."""
 
@@ -46,7 +49,9 @@ class Model(Struct, frozen=True, kw_only=True):
     """A public id as its users know it. The window is the nominal one: the serving engine's may be smaller.
 
     `window` is prompt plus output in tokens, `max_output` the output limit of a request that names
-    none. A model with `tiers` (ascending) has the prices of its tiers and none of its own.
+    none. `thinking` and `keep_reasoning` say whether a request may switch these on and off (moonshot-api.md 1.7);
+    `instant_rules` hold for requests without thinking. A model with `tiers` (ascending) has the prices of its tiers
+    and none of its own.
     """
 
     id: str
@@ -54,6 +59,9 @@ class Model(Struct, frozen=True, kw_only=True):
     released: datetime.date
     max_output: int
     rules: Rules
+    instant_rules: Rules
+    thinking: Switch
+    keep_reasoning: Switch
     capabilities: Capabilities
     prices: Mapping[Currency, tuple[Price, ...]]
     tiers: tuple[Tier, ...] = ()
@@ -107,8 +115,8 @@ class HubRepository(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A local model: what it needs and where it comes from.
 
-    `memory` and `size` are bytes, `window` is what the model was trained for in tokens, `format` the
-    module of `moonbase.formats` it speaks. `file` and `sha256` are None for a repository.
+    `memory` and `size` are bytes, `window` is what the model was trained for in tokens, `format` how it
+    is spoken with; a model that `thinks` may reason before it answers. `file` and `sha256` are None for a repository.
     """
 
     name: str
@@ -117,9 +125,10 @@ class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory: int
     size: int
     window: int
-    format: Literal["hermes", "kimi_k2"]
+    format: FormatName
     license: str
     languages: tuple[str, ...]
     source: PyPISource | HubSource | HubRepository
+    thinks: bool = False
     file: str | None = None
     sha256: str | None = None

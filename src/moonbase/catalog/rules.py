@@ -1,19 +1,34 @@
 """Applies a model's parameter rules to what a client asked for."""
 
 from moonbase.catalog.model import Model, Range
-from moonbase.chat.request import Sampling, SamplingOptions
+from moonbase.chat.request import Sampling, SamplingOptions, Thinking
 from moonbase.errors import InvalidRequest
 
 _GREEDY_BELOW = 0.01
 """Temperatures under this give the same answer n times, so the service refuses n > 1 with them."""
 
 
-def sampling(model: Model, options: SamplingOptions) -> Sampling:
-    """`options` with the model's defaults filled in.
+def thinking(model: Model, wish: Thinking | None) -> Thinking:
+    """Whether and how a model thinks when a client wishes so; models that never think ignore the wish.
+
+    Raises `InvalidRequest` for a switch that the model does not have (moonshot-api.md 1.7).
+    """
+    if model.thinking == "never":
+        return Thinking(enabled=False)
+    wish = wish or Thinking()
+    if not wish.enabled and model.thinking == "always":
+        raise InvalidRequest("invalid thinking: only type=enabled is allowed for this model", prefix=False)
+    if wish.keep and model.keep_reasoning == "never":
+        raise InvalidRequest("invalid thinking: keep is not allowed for this model", prefix=False)
+    return Thinking(enabled=wish.enabled, keep=wish.keep or model.keep_reasoning == "always")
+
+
+def sampling(model: Model, options: SamplingOptions, *, thinks: bool = True) -> Sampling:
+    """`options` with the model's defaults filled in, for an answer that `thinks` or not.
 
     Raises `InvalidRequest` in the style of moonshot-api.md 9.5, naming the first parameter at fault.
     """
-    rules = model.rules
+    rules = model.rules if thinks else model.instant_rules
     chosen = Sampling(
         temperature=_checked("temperature", options.temperature, rules.temperature),
         top_p=_checked("top_p", options.top_p, rules.top_p),

@@ -31,6 +31,9 @@ Progress = Callable[[str, int, int], None]
 _CHUNK = 1 << 20
 _TEMPORARY = ".pull-"
 
+DEFAULT_WEIGHTS = "smollm2-135m"
+"""What the embedded engine loads unless told otherwise."""
+
 
 class Pulled(Struct, frozen=True):
     """`fetched` is false when the file was there already and proved whole."""

@@ -4,7 +4,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-Role = Literal["system", "user", "assistant"]
+from moonbase.chat.constraint import JsonSchema
+
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class TextPart(Struct, frozen=True, tag="text"):
@@ -20,18 +22,60 @@ class ImagePart(Struct, frozen=True, tag="image"):
 Part = TextPart | ImagePart
 
 
+class ToolCall(Struct, frozen=True):
+    """A call that the model made before. `id` is whatever the client calls it; `arguments` is text, JSON as a rule."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Message(Struct, frozen=True, kw_only=True):
-    """One turn. `partial` marks a last assistant message that the model is to continue."""
+    """One turn. `partial` marks a last assistant message that the model is to continue.
+
+    `reasoning` is what an assistant thought, None when the client did not send the field. A message with role
+    `tool` answers the call `tool_call_id` of the assistant turn before it.
+    """
 
     role: Role
-    content: tuple[Part, ...]
+    content: tuple[Part, ...] = ()
     name: str | None = None
     partial: bool = False
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
         """All text parts, joined without a separator."""
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+        return "".join([part.text for part in self.content if isinstance(part, TextPart)])
+
+
+class Tool(Struct, frozen=True, kw_only=True):
+    """A function that the model may call.
+
+    `declaration` is the JSON text of the whole tool as the client sent it, which prompts show; `parameters` that of
+    the schema of its arguments. Without `strict` any JSON object will do.
+    """
+
+    name: str
+    declaration: str
+    parameters: str
+    strict: bool = True
+
+
+class ToolChoice(Struct, frozen=True):
+    """Whether the model calls tools; `name` is the one that kind `function` demands."""
+
+    kind: Literal["auto", "none", "required", "function"] = "auto"
+    name: str | None = None
+
+
+class Thinking(Struct, frozen=True):
+    """The client's wish (moonshot-api.md 1.7). `keep` leaves the reasoning of earlier turns in the prompt."""
+
+    enabled: bool = True
+    keep: bool = False
 
 
 class ResponseFormat(Struct, frozen=True, kw_only=True):
@@ -75,5 +119,26 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     response_format: ResponseFormat = ResponseFormat()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    thinking: Thinking | None = None
     stream: bool = False
     include_usage: bool = False
+
+
+class Conversation(Struct, frozen=True, kw_only=True):
+    """A request as a format gets it: what to render, and what may come back.
+
+    `thinking` and `keep_reasoning` are decided here, where a request may leave them open. `arguments` holds, for each
+    of `tools`, what its arguments must be; `content` what the text must be, None for free text.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    thinking: bool = False
+    keep_reasoning: bool = False
+    arguments: tuple[JsonSchema, ...] = ()
+    content: JsonSchema | None = None

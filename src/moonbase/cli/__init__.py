@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from moonbase import __version__
-from moonbase.cli import chat, db, keys, models, serve
+from moonbase.cli import chat, db, keys, models, serve, verify
 from moonbase.errors import ConfigurationError, MoonbaseError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
+app.command("verify")(verify.verify)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(db.app, name="db")

@@ -25,7 +25,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on (default 8000; 0 takes a free one).")] = None,
     public: Annotated[bool, typer.Option("--public", help="Allow an address that other machines can reach.")] = False,
     engine: Annotated[
-        str | None, typer.Option(help="Engine: openvino (default), echo or chaos.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="Engine: openvino (default), llamacpp, vllm, sglang, openai, moonshot, echo or chaos.", metavar="NAME"
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -51,9 +54,9 @@ def serve(
         overrides["server.public"] = "true"
     settings = config.load(config_file, overrides)
     telemetry.configure_logging(settings.log.level, settings.log.format)
-    _fetch_model(settings)
-    if settings.engine.name == "openvino":
-        typer.echo(f"Loading {settings.engine.model} ...", err=True)
+    _fetch_models(settings)
+    for model in _local_models(settings):
+        typer.echo(f"Loading {model} ...", err=True)
 
     from moonbase.server.run import run
 
@@ -70,19 +73,31 @@ def _assignments(texts: list[str]) -> dict[str, str]:
     return found
 
 
-def _fetch_model(settings: "Settings") -> None:
-    """Fetch the model on first use, when the embedded engine needs one that the catalog knows."""
-    if settings.engine.name != "openvino":
-        return
+def _local_models(settings: "Settings") -> list[str]:
+    """What engines are to load in processes of ours."""
+    from moonbase.catalog.weights import DEFAULT_WEIGHTS
+
+    engines = [settings.engine, *settings.deployments.values()]
+    return [
+        engine.model or DEFAULT_WEIGHTS
+        for engine in engines
+        if engine.name in ("openvino", "llamacpp") and engine.url is None
+    ]
+
+
+def _fetch_models(settings: "Settings") -> None:
+    """Fetch on first use what local engines need and the catalog knows."""
     from moonbase import config
     from moonbase.catalog.catalog import load_catalog
     from moonbase.catalog.weights import locate
     from moonbase.cli.models import fetch
 
+    if not (names := _local_models(settings)):
+        return
     catalog = load_catalog(settings.models)
-    name = settings.engine.model
-    if name in catalog.weights and locate(name, catalog, config.cache()) is None:
-        fetch(name)
+    for name in names:
+        if name in catalog.weights and locate(name, catalog, config.cache()) is None:
+            fetch(name)
 
 
 def _announce(settings: "Settings", world: "World", base_url: str) -> None:
@@ -90,10 +105,13 @@ def _announce(settings: "Settings", world: "World", base_url: str) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    window = world.deployment.engine.description.window
+    default = world.router.default
+    window = default.own_window
     size = "the nominal window of each model" if window is None else f"a window of {window:,} tokens"
     console.print(f"\n[bold]Moonbase[/bold] serves the Kimi API at [bold]{base_url}[/bold]  (stop with Ctrl-C)")
-    console.print(f"Every model id is answered by [bold]{world.deployment.name}[/bold], with {size}.")
+    others = len(list(world.router.deployments)) - 1
+    which = "Every model id" if not others else "Every model id without a deployment of its own"
+    console.print(f"{which} is answered by [bold]{default.name}[/bold], with {size}.")
     if settings.server.public and settings.server.tls_certificate is None:
         console.print(_NO_TLS, style="yellow")
     _announce_key(console, world.first_key)

@@ -8,13 +8,13 @@ an engine puts what a wake-up brought, the reader takes all of it at once.
 import asyncio
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
 from moonbase.chat.constraint import Constraint, JsonSchema
-from moonbase.chat.events import FinishReason
+from moonbase.chat.events import EngineFinish
 from moonbase.chat.request import Sampling
 from moonbase.errors import ApiError
 
@@ -32,7 +32,8 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
 
     `window` is prompt plus completion in tokens; None means no limit of its own.
     `constrains` lists what it enforces while generating; an engine with `validates_only` accepts
-    every constraint and leaves it to the validation after generation.
+    every constraint and leaves it to the validation after generation. One that `spells_markers` knows no tokens in
+    constraints: a marker that is one token may come as its characters all the same.
     """
 
     name: str
@@ -41,6 +42,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     constrains: frozenset[ConstraintKind] = frozenset()
     validates_only: bool = False
     reports_cached: bool = False
+    spells_markers: bool = False
 
 
 class GenerateRequest(Struct, frozen=True, kw_only=True):
@@ -71,7 +73,7 @@ class Delta(Struct):
 
     choice: int
     token_ids: list[int]
-    finish: FinishReason | None = None
+    finish: EngineFinish | None = None
     cached_tokens: int = 0
 
 
@@ -199,6 +201,11 @@ class Tokenizer(Protocol):
 
     def control(self, name: str) -> int:
         """The id of a control token by its literal. Raises `KeyError`."""
+        ...
+
+    @property
+    def silent(self) -> Mapping[str, int]:
+        """The control tokens that `decode` gives nothing for, by literal."""
         ...
 
     def decode(self, ids: list[int]) -> bytes:

@@ -4,7 +4,11 @@ A product feature: the demo, the load target and the engine of tests that are no
 It constrains nothing while it generates; what a request demands is validated afterwards.
 """
 
+import re
 from pathlib import Path
+
+import msgspec
+from msgspec import Struct
 
 from moonbase.config import EchoSettings
 from moonbase.engines.base import EngineDescription, GenerateRequest, Generation, Tokenizer
@@ -20,18 +24,18 @@ class EchoEngine:
     running = 0
     waiting = 0
 
-    def __init__(self, settings: EchoSettings, tokenizer: Tokenizer) -> None:
-        """Raises `ConfigurationError` when the script cannot be read."""
+    def __init__(self, settings: EchoSettings, tokenizer: Tokenizer, markers: tuple[str, ...]) -> None:
+        """`markers` are the control tokens of scripts. Raises `ConfigurationError` for one that cannot be played."""
         self._settings = settings
         self._tokenizer = tokenizer
-        self._script = None if settings.script is None else script_pieces(settings.script, tokenizer)
+        self._script = None if settings.script is None else Script(Path(settings.script), tokenizer, markers)
 
     async def start(self) -> None:
         """Nothing to make ready."""
 
     def generate(self, request: GenerateRequest) -> Generation:
-        pieces = self._script if self._script is not None else words(request, self._tokenizer)
-        kept, finish = cut(pieces, request.max_tokens)
+        pieces = None if self._script is None else self._script.output(request.user_text)
+        kept, finish = cut(words(request, self._tokenizer) if pieces is None else pieces, request.max_tokens)
         return Playback(
             kept,
             finish,
@@ -44,10 +48,48 @@ class EchoEngine:
         """Nothing to end: a generation ends with its reader."""
 
 
-def script_pieces(script: str, tokenizer: Tokenizer) -> Pieces:
-    """The script's text, one piece a token, so that characters may be cut anywhere."""
-    try:
-        text = Path(script).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"echo.script: {script} cannot be read as UTF-8 text") from error
-    return [[token] for token in tokenizer.encode_plain(text)]
+class Line(Struct, forbid_unknown_fields=True):
+    """One line of a `.jsonl` script: the raw `output` that follows the user message `user`."""
+
+    user: str
+    output: str
+
+
+class Script:
+    """Raw outputs: a text that is played for every request, or a `.jsonl` file with one for each user message.
+
+    Markers become control tokens, everything else is one piece a token, so that characters may be cut anywhere.
+    """
+
+    def __init__(self, file: Path, tokenizer: Tokenizer, markers: tuple[str, ...]) -> None:
+        """Raises `ConfigurationError` when the file cannot be read."""
+        try:
+            text = file.read_text(encoding="utf-8")
+            lines = msgspec.json.Decoder(Line).decode_lines(text) if file.suffix == ".jsonl" else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"echo.script: {file} cannot be read as UTF-8 text") from error
+        except msgspec.DecodeError as error:
+            raise ConfigurationError(f"echo.script: {file} is not lines of user and output: {error}") from error
+        self._tokenizer = tokenizer
+        self._markers = re.compile(f"({'|'.join(map(re.escape, markers))})") if markers else None
+        self._always = self._pieces(text) if lines is None else None
+        self._by_user = {line.user: self._pieces(line.output) for line in lines or ()}
+
+    def output(self, user_text: str) -> Pieces | None:
+        """What is played after `user_text`, None when the script has nothing for it."""
+        return self._always if self._always is not None else self._by_user.get(user_text)
+
+    def _pieces(self, text: str) -> Pieces:
+        pieces: Pieces = []
+        for number, part in enumerate(self._markers.split(text) if self._markers else [text]):
+            if number % 2:
+                pieces += self._marker(part)
+            else:
+                pieces += [[token] for token in self._tokenizer.encode_plain(part)]
+        return pieces
+
+    def _marker(self, literal: str) -> Pieces:
+        try:
+            return [[self._tokenizer.control(literal)]]
+        except KeyError:
+            return [[token] for token in self._tokenizer.encode_plain(literal)]

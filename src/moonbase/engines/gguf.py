@@ -35,12 +35,25 @@ _BLOCKS = {
     13: (256, 176),  # Q5_K
     14: (256, 210),  # Q6_K
     15: (256, 292),  # Q8_K
+    16: (256, 66),  # IQ2_XXS
+    17: (256, 74),  # IQ2_XS
+    18: (256, 98),  # IQ3_XXS
+    19: (256, 50),  # IQ1_S
+    20: (32, 18),  # IQ4_NL
+    21: (256, 110),  # IQ3_S
+    22: (256, 82),  # IQ2_S
+    23: (256, 136),  # IQ4_XS
     24: (1, 1),  # I8
     25: (1, 2),  # I16
     26: (1, 4),  # I32
     27: (1, 8),  # I64
     28: (1, 8),  # F64
+    29: (256, 56),  # IQ1_M
     30: (1, 2),  # BF16
+    34: (256, 54),  # TQ1_0
+    35: (256, 66),  # TQ2_0
+    39: (32, 17),  # MXFP4
+    40: (64, 36),  # NVFP4
 }
 
 
@@ -87,12 +100,24 @@ class GGUF(Struct, frozen=True):
 
     @property
     def cache_elements(self) -> int:
-        """Numbers that the KV cache holds per token."""
-        heads = self.number("attention.head_count")
-        width = self.number("embedding_length") // heads
+        """Numbers that the KV cache holds per token, at most: some layers of some architectures hold less."""
+        heads = self._each_layer("attention.head_count", None)
+        width = self.number("embedding_length") // max(max(heads), 1)
         key = self.number("attention.key_length", width)
         value = self.number("attention.value_length", width)
-        return self.number("block_count") * self.number("attention.head_count_kv", heads) * (key + value)
+        return sum(self._each_layer("attention.head_count_kv", heads)) * (key + value)
+
+    def _each_layer(self, key: str, default: list[int] | None) -> list[int]:
+        """A number of every layer; a header gives one for all, or an array."""
+        name = f"{self.architecture}.{key}"
+        given, layers = self.metadata.get(name), self.number("block_count")
+        if given is None and default is not None:
+            return default
+        if not isinstance(given, array):
+            return [self.number(key)] * layers
+        if len(given) != layers or not any(given) or min(given) < 0:
+            raise ModelFileError(f"{self.path}: the header lacks a valid {name}; fetch it again")
+        return [int(count) for count in given]
 
     def number(self, key: str, default: int | None = None) -> int:
         """A positive number under the architecture's prefix."""

@@ -4,7 +4,7 @@ import asyncio
 import re
 from itertools import islice
 
-from moonbase.chat.events import FinishReason
+from moonbase.chat.events import EngineFinish
 from moonbase.engines.base import Delta, GenerateRequest, Generation, Tokenizer
 from moonbase.errors import ApiError
 
@@ -19,7 +19,7 @@ def words(request: GenerateRequest, tokenizer: Tokenizer) -> Pieces:
     return [tokenizer.encode_plain(word[0]).tolist() for word in found]
 
 
-def cut(pieces: Pieces, max_tokens: int) -> tuple[Pieces, FinishReason]:
+def cut(pieces: Pieces, max_tokens: int) -> tuple[Pieces, EngineFinish]:
     """The pieces that fit into `max_tokens`, and how an output of them ends."""
     kept: Pieces = []
     left = max_tokens
@@ -34,7 +34,7 @@ def cut(pieces: Pieces, max_tokens: int) -> tuple[Pieces, FinishReason]:
 class Playback:
     """Plays the same pieces to every choice, `first_delay` and then `delay` seconds apart, until cancelled."""
 
-    def __init__(self, pieces: Pieces, finish: FinishReason, *, choices: int, first_delay: float, delay: float) -> None:
+    def __init__(self, pieces: Pieces, finish: EngineFinish, *, choices: int, first_delay: float, delay: float) -> None:
         self.generation = Generation(choices, self._cancel)
         self._loop = asyncio.get_running_loop()
         self._deltas = [Delta(choice, piece) for piece in pieces for choice in range(choices)]

@@ -8,7 +8,6 @@ said on the connection is the business of the worker and of the client that the 
 import asyncio
 import contextlib
 import ctypes
-import logging
 import os
 import shutil
 import signal
@@ -16,19 +15,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from moonbase.engines.process import Keeper, child, ending, scrubbed
 from moonbase.errors import ConfigurationError, WorkerDied
 
-_log = logging.getLogger(__name__)
-
-_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE")
-_KEPT_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "KMP_", "TBB_")
-_LONGEST_PAUSE = 30.0
-_STABLE = 60.0  # seconds of work after which a crash counts as the first again
-_LOG_LINE = 2000  # bytes of a line of the worker's that are worth logging
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 5
 _OOM_SCORE = 500
@@ -77,42 +70,38 @@ class Supervisor:
         self._client = client
         self._hang_timeout = hang_timeout
         self._load_timeout = load_timeout
-        self._environment = _scrubbed(os.environ) | dict(environment or {})
+        self._environment = scrubbed(os.environ) | dict(environment or {})
         self._folder: Path | None = None
         self._listener: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeper = Keeper(f"{self._name} worker", self._life)
         self._heard = 0.0
         self._given_up: WorkerDied | None = None
-        self._closing = False
-        self.restarts = 0
 
     @property
     def pid(self) -> int | None:
         """The worker's process id, None while there is none."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
+    @property
+    def restarts(self) -> int:
+        return self._keeper.restarts
+
     async def start(self) -> None:
         """Start the worker and wait until its client is ready.
 
         Raises `WorkerDied` if it ends before, `ConfigurationError` if there is no place for its socket.
         """
-        became_ready = asyncio.get_running_loop().create_future()
         try:
             self._listen()
-            self._keeper = asyncio.create_task(self._keep(became_ready))
-            await became_ready
+            await self._keeper.start()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """End the worker. Idempotent."""
-        self._closing = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+        await self._keeper.close()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -129,53 +118,30 @@ class Supervisor:
         except OSError as error:
             raise ConfigurationError(f"TMPDIR: a socket cannot be made in {tempfile.gettempdir()} ({error})") from error
 
-    async def _keep(self, became_ready: asyncio.Future[None]) -> None:
-        crashes = 0
-        while not self._closing:  # a cancellation may be spent on waiting for the dead process
-            started = time.monotonic()
-            try:
-                await self._run_once(became_ready)
-            except (OSError, WorkerDied) as error:
-                if not became_ready.done():
-                    became_ready.set_exception(WorkerDied(str(error)))
-                    return
-                _log.error("the %s worker ended: %s", self._name, error)
-            crashes = 1 if time.monotonic() - started > _STABLE else crashes + 1
-            self.restarts += 1
-            await asyncio.sleep(0 if crashes == 1 else min(0.25 * 2**crashes, _LONGEST_PAUSE))
-
-    async def _run_once(self, became_ready: asyncio.Future[None]) -> None:
+    async def _life(self, ready: Callable[[], None]) -> None:
         """One life of the worker. Always raises, `WorkerDied` telling why it ended."""
         assert self._listener is not None
         assert self._folder is not None
         self._given_up = None
         self._discard_pending()
         descriptor = self._listener.fileno()
-        process = self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            *("--socket", str(descriptor), "--parent", str(os.getpid())),
-            stdin=asyncio.subprocess.PIPE,  # its end tells the worker that we are gone
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=self._environment,
-            pass_fds=(descriptor,),
-        )
-        logs = asyncio.create_task(self._forward_log(process))
-        transport: asyncio.Transport | None = None
-        try:
-            transport, _ = await asyncio.get_running_loop().create_unix_connection(
-                lambda: _Connection(self, self._client), str(self._folder / "worker")
-            )
-            reason = await self._watch(process, transport, became_ready)
-            raise WorkerDied(reason)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            if transport is not None:
-                transport.abort()
-            self._client.lost()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(asyncio.gather(process.wait(), logs, return_exceptions=True))
+        command = [*self._command, *("--socket", str(descriptor), "--parent", str(os.getpid()))]
+        async with child(
+            command, name=f"{self._name} worker", environment=self._environment, pass_fds=(descriptor,)
+        ) as process:
+            self._process = process
+            transport: asyncio.Transport | None = None
+            try:
+                transport, _ = await asyncio.get_running_loop().create_unix_connection(
+                    lambda: _Connection(self, self._client), str(self._folder / "worker")
+                )
+                raise WorkerDied(await self._watch(process, transport, ready))
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                if transport is not None:
+                    transport.abort()
+                self._client.lost()
 
     def _discard_pending(self) -> None:
         """Close what a worker that died did not accept: such connections would fill the queue in the end."""
@@ -187,7 +153,7 @@ class Supervisor:
         self._listener.setblocking(True)  # as the next worker expects it
 
     async def _watch(
-        self, process: asyncio.subprocess.Process, transport: asyncio.Transport, became_ready: asyncio.Future[None]
+        self, process: asyncio.subprocess.Process, transport: asyncio.Transport, ready: Callable[[], None]
     ) -> str:
         """Wait for the end of the worker, of its connection, or for its silence; return the reason in words."""
         started = self._heard = time.monotonic()
@@ -199,8 +165,7 @@ class Supervisor:
                 if transport.is_closing():
                     return str(self._given_up or "it closed its connection")
                 if self._client.ready:
-                    if not became_ready.done():
-                        became_ready.set_result(None)
+                    ready()
                     if not self._client.busy:
                         self._heard = now
                     elif now - self._heard > self._hang_timeout:
@@ -211,20 +176,7 @@ class Supervisor:
             ended.cancel()
         if self._given_up is not None:
             return str(self._given_up)
-        code = process.returncode
-        assert code is not None
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-
-    async def _forward_log(self, process: asyncio.subprocess.Process) -> None:
-        """Log what the worker prints, line by line; it prints no prompt text."""
-        assert process.stdout is not None
-        rest = b""
-        while data := await process.stdout.read(4096):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if line.strip():
-                    _log.info("%s worker: %s", self._name, line[:_LOG_LINE].decode(errors="replace"))
-            rest = rest[:_LOG_LINE]
+        return ending(process)
 
     def heard(self) -> None:
         self._heard = time.monotonic()
@@ -253,12 +205,6 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client.lost()
-
-
-def _scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a worker may see: nothing that could be a secret."""
-    kept = {name: text for name, text in environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
-    return {"LANG": "C.UTF-8", **kept, "PYTHONUTF8": "1"}
 
 
 def enter_worker(parent: int) -> None:

@@ -1,180 +1,137 @@
-"""A served model: a format, a tokenizer and an engine put together. All of a model that `service` sees."""
+"""The contract of a served model: all of it that `service` sees."""
 
-import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from moonbase.catalog.model import Capabilities
-from moonbase.chat.constraint import Constraint
-from moonbase.chat.events import ChatEvent, Finished, FinishReason, TextDelta, Usage
-from moonbase.chat.request import Message, Sampling
-from moonbase.engines.base import Delta, Engine, GenerateRequest, Generation, TokenIds, Tokenizer, constraint_kind
+from moonbase.chat.events import ChatEvent
+from moonbase.chat.request import ChatRequest, Conversation, Sampling
+from moonbase.config import EngineSettings
 from moonbase.errors import ApiError
-from moonbase.formats.base import Format
-from moonbase.formats.output import OutputText
-from moonbase.router.encoding import PromptEncoder
-
-_MANY_MESSAGES = 2_000  # rendering as many takes some milliseconds
 
 
-class TokenDeployment:
-    """`name` is what answers, as the banner, `/v1/models` and `Moonbase-Served-By` show it.
+class EventStream(Protocol):
+    """An answer read as events. A context manager: leaving it cancels what still runs."""
 
-    The engine belongs to whoever made it. Formats render text only so far, so images are refused.
-    """
-
-    capabilities = Capabilities()
-
-    def __init__(self, name: str, format: Format, tokenizer: Tokenizer, engine: Engine) -> None:
-        """Raises `KeyError` for a control token that the format needs and the tokenizer lacks."""
-        for control in format.controls:
-            tokenizer.control(control)
-        self.name = name
-        self.engine = engine
-        self._format = format
-        self._tokenizer = tokenizer
-        self._encoder = PromptEncoder(tokenizer)
-        self._stop_ids = tuple([tokenizer.control(control) for control in format.stop_controls])
-
-    def window(self, nominal: int) -> int:
-        """Tokens that a model of this nominal window really has here, prompt plus completion."""
-        own = self.engine.description.window
-        return nominal if own is None else min(nominal, own)
-
-    def enforces(self, constraint: Constraint) -> bool:
-        """Whether output can be held to the constraint: while it is generated, or by checking it afterwards."""
-        description = self.engine.description
-        return description.validates_only or constraint_kind(constraint) in description.constrains
-
-    async def encode(self, messages: tuple[Message, ...], scope: str) -> "PreparedPrompt":
-        """Render and tokenise. `scope` keeps caches of organizations apart."""
-        if len(messages) > _MANY_MESSAGES:
-            prompt = await asyncio.to_thread(self._format.render, messages)
-        else:
-            prompt = self._format.render(messages)
-        return PreparedPrompt(await self._encoder.encode(prompt, scope), prompt.user_text, scope)
-
-    def open(
-        self,
-        request_id: str,
-        prompt: "PreparedPrompt",
-        *,
-        sampling: Sampling,
-        max_tokens: int,
-        stop: tuple[str, ...],
-        constraint: Constraint | None,
-    ) -> "EventStream":
-        """Start generating. Raises `ApiError` when the engine cannot take it."""
-        generation = self.engine.generate(
-            GenerateRequest(
-                request_id=request_id,
-                prompt_ids=prompt.ids,
-                sampling=sampling,
-                max_tokens=max_tokens,
-                stop_ids=self._stop_ids,
-                constraint=constraint,
-                cache_scope=prompt.scope,
-                user_text=prompt.user_text,
-            )
-        )
-        return EventStream(generation, self._tokenizer, len(prompt.ids), sampling.n, stop)
-
-
-class PreparedPrompt:
-    """A rendered and tokenised conversation."""
-
-    __slots__ = ("ids", "scope", "user_text")
-
-    def __init__(self, ids: TokenIds, user_text: str, scope: str) -> None:
-        self.ids = ids
-        self.user_text = user_text
-        self.scope = scope
-
-    @property
-    def tokens(self) -> int:
-        return len(self.ids)
-
-
-class EventStream:
-    """A generation read as events. A context manager: leaving it cancels what still runs."""
-
-    def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, prompt_tokens: int, choices: int, stop: tuple[str, ...]
-    ) -> None:
-        self._generation = generation
-        self._tokenizer = tokenizer
-        self._prompt_tokens = prompt_tokens
-        self._choices = [_Choice(stop) for _ in range(choices)]
-
-    def __enter__(self) -> Self:
-        self._generation.__enter__()
-        return self
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._generation.__exit__(kind, error, trace)
+    ) -> None: ...
 
     @property
     def last_put(self) -> float | None:
-        """`time.monotonic()` of the engine's latest output, None before the first."""
-        return self._generation.last_put
+        """`time.monotonic()` of the latest output, None before the first."""
+        ...
 
     @property
     def open(self) -> bool:
-        """Whether the engine still owes output."""
-        return self._generation.open
+        """Whether more output is to come."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, as whatever answers counts them."""
+        ...
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that came from a cache; known from the first read on."""
+        ...
 
     @property
     def completion_tokens(self) -> int:
         """Output tokens received so far, of all choices."""
-        return sum([choice.tokens for choice in self._choices])
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that came from the engine's cache; known from the first read on."""
-        return max([choice.cached for choice in self._choices])
+        ...
 
     def abort(self, error: ApiError) -> None:
         """Cancel what still runs; the reader gets what has come, then `error`."""
-        self._generation.abort(error)
+        ...
 
     async def read(self) -> list[ChatEvent]:
         """All events that have come, waiting for at least one; an empty list after the last.
 
-        Raises the `ApiError` that the engine failed with.
+        Raises the `ApiError` that the answer failed with.
         """
-        while deltas := await self._generation.read():
-            events: list[ChatEvent] = []
-            for delta in deltas:
-                self._feed(delta, events)
-            if events:
-                return events
-        return []
-
-    def _feed(self, delta: Delta, events: list[ChatEvent]) -> None:
-        choice = self._choices[delta.choice]
-        if choice.output.stopped:
-            return
-        choice.tokens += len(delta.token_ids)
-        choice.cached += delta.cached_tokens
-        text = choice.output.feed(self._tokenizer.decode(delta.token_ids))
-        finish: FinishReason | None = delta.finish
-        if choice.output.stopped:
-            self._generation.stop(delta.choice)
-            finish = "stop"
-        elif finish is not None:
-            text += choice.output.flush()
-        if text:
-            events.append(TextDelta(delta.choice, text))
-        if finish is not None:
-            events.append(Finished(delta.choice, finish, Usage(self._prompt_tokens, choice.tokens, choice.cached)))
+        ...
 
 
-class _Choice:
-    __slots__ = ("cached", "output", "tokens")
+class PreparedChat(Protocol):
+    """A request that is ready to run."""
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self.output = OutputText(stop)
-        self.tokens = 0
-        self.cached = 0
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt."""
+        ...
+
+    @property
+    def estimated(self) -> bool:
+        """Whether `tokens` is an estimate: only what answers can say then what fits, and hears the client's limit."""
+        ...
+
+    def open(self, request_id: str, *, sampling: Sampling, max_tokens: int) -> EventStream:
+        """Start generating. Raises `ApiError` when it cannot be taken on."""
+        ...
+
+
+class Deployment(Protocol):
+    """What answers for one or more public ids. Its owner starts and closes it.
+
+    `name` is how the banner, `/v1/models` and `Moonbase-Served-By` show it. Where `enforces` is true, tool calls and
+    JSON answers are held to their schemas; else what comes is passed on as it is.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def enforces(self) -> bool: ...
+
+    @property
+    def limits(self) -> EngineSettings:
+        """The settings that hold its time limits."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests would be accepted now."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Choices being generated."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Choices accepted and not yet started."""
+        ...
+
+    @property
+    def own_window(self) -> int | None:
+        """Prompt plus completion in tokens; None has no limit of its own."""
+        ...
+
+    async def start(self) -> None:
+        """Make it ready. Raises `ModelFileError` or `ConfigurationError` when it can never be."""
+        ...
+
+    async def close(self) -> None:
+        """End what it started. Idempotent."""
+        ...
+
+    async def prepare(self, request: ChatRequest, conversation: Conversation, scope: str) -> PreparedChat:
+        """Render and count. `conversation` is what `request` comes to; `scope` keeps caches of organizations apart.
+
+        Raises `InvalidRequest` when the answer cannot be held to what the request demands.
+        """
+        ...
+
+
+def window(deployment: Deployment, nominal: int) -> int:
+    """Tokens that a model of this nominal window really has there, prompt plus completion."""
+    own = deployment.own_window
+    return nominal if own is None else min(nominal, own)

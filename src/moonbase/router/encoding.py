@@ -1,15 +1,41 @@
-"""Prompts to token ids, with what was encoded before remembered."""
+"""Conversations to token ids, with what was encoded before remembered."""
 
 import asyncio
 from array import array
 from collections import OrderedDict
 
 from moonbase.chat.prompt import Control, Prompt, Segment
+from moonbase.chat.request import Conversation
 from moonbase.engines.base import TokenIds, Tokenizer
+from moonbase.formats.base import Format
 
+_MANY = 2_000  # messages and calls; rendering as many takes some milliseconds
+_LARGE_TOOLS = 128 * 1024  # characters of declarations; new ones take some milliseconds
 _IN_THREAD = 64 * 1024  # characters; longer texts would hold the event loop for more than a few milliseconds
-_WORTH_KEEPING = 256  # characters; encoding less costs about what looking it up does
+_ENTRY_BYTES = 300  # of an entry beside its text and its ids
 _CACHE_BYTES = 64 * 1024 * 1024
+
+
+class ConversationEncoder:
+    """Renders a conversation and encodes the prompt. Images count nothing here."""
+
+    def __init__(self, format: Format, tokenizer: Tokenizer) -> None:
+        self._format = format
+        self._encoder = PromptEncoder(tokenizer)
+
+    async def encode(self, conversation: Conversation, scope: str) -> tuple[Prompt, TokenIds]:
+        """The prompt and its token ids; `scope` as in `PromptEncoder`. Raises `InvalidRequest` as the format does."""
+        if _is_large(conversation):
+            prompt = await asyncio.to_thread(self._format.render, conversation)
+        else:
+            prompt = self._format.render(conversation)
+        return prompt, await self._encoder.encode(prompt, scope)
+
+
+def _is_large(conversation: Conversation) -> bool:
+    """Whether rendering may hold the event loop for more than a few milliseconds."""
+    count = len(conversation.messages) + sum([len(message.tool_calls) for message in conversation.messages])
+    return count > _MANY or sum([len(tool.declaration) for tool in conversation.tools]) > _LARGE_TOOLS
 
 
 class PromptEncoder:
@@ -22,46 +48,49 @@ class PromptEncoder:
     def __init__(self, tokenizer: Tokenizer, max_bytes: int = _CACHE_BYTES) -> None:
         self._tokenizer = tokenizer
         self._cache: OrderedDict[tuple[str, str], TokenIds] = OrderedDict()
+        self._controls: dict[str, TokenIds] = {}
         self._bytes = 0
         self._max_bytes = max_bytes
 
     async def encode(self, prompt: Prompt, scope: str) -> TokenIds:
         """The prompt's token ids. What is not known and together long is encoded in one thread."""
-        found = [self._find(segment, scope) for segment in prompt.segments]
-        unknown = [
-            segment
-            for segment, known in zip(prompt.segments, found, strict=True)
-            if known is None and isinstance(segment, str)
-        ]
-        if sum([len(segment) for segment in unknown]) > _IN_THREAD:
-            encoded = iter(await asyncio.to_thread(self._encode_all, unknown))
+        parts = [self._find(segment, scope) for segment in prompt.segments]
+        places = [place for place, part in enumerate(parts) if part is None]
+        unknown = [segment for place in places if isinstance(segment := prompt.segments[place], str)]
+        if sum([len(text) for text in unknown]) > _IN_THREAD:
+            encoded = await asyncio.to_thread(self._encode_all, unknown)
         else:
-            encoded = iter(self._encode_all(unknown))
+            encoded = self._encode_all(unknown)
+        for place, text, found in zip(places, unknown, encoded, strict=True):
+            parts[place] = found
+            self._keep((scope, text), found)
         ids = array("I")
-        for segment, known in zip(prompt.segments, found, strict=True):
-            if known is None:
-                assert isinstance(segment, str)
-                known = next(encoded)
-                self._keep((scope, segment), known)
-            ids += known
+        for part in parts:
+            assert part is not None
+            ids += part
         return ids
 
     def _find(self, segment: Segment, scope: str) -> "TokenIds | None":
         if isinstance(segment, Control):
-            return array("I", [self._tokenizer.control(segment.name)])
-        if len(segment) < _WORTH_KEEPING:
-            return None
-        known = self._cache.get((scope, segment))
+            return self._control(segment.name)
+        key = (scope, segment)
+        known = self._cache.get(key)
         if known is not None:
-            self._cache.move_to_end((scope, segment))
+            self._cache.move_to_end(key)
         return known
+
+    def _control(self, name: str) -> TokenIds:
+        ids = self._controls.get(name)
+        if ids is None:
+            ids = self._controls[name] = array("I", [self._tokenizer.control(name)])
+        return ids
 
     def _encode_all(self, texts: list[str]) -> list[TokenIds]:
         return [self._tokenizer.encode_plain(text) for text in texts]
 
     def _keep(self, key: tuple[str, str], ids: TokenIds) -> None:
         size = _size(key[1], ids)
-        if len(key[1]) < _WORTH_KEEPING or size > self._max_bytes or key in self._cache:
+        if size > self._max_bytes or key in self._cache:
             return
         self._cache[key] = ids
         self._bytes += size
@@ -71,4 +100,4 @@ class PromptEncoder:
 
 
 def _size(text: str, ids: TokenIds) -> int:
-    return text.__sizeof__() + ids.itemsize * len(ids)
+    return _ENTRY_BYTES + text.__sizeof__() + ids.itemsize * len(ids)

@@ -1,29 +1,32 @@
 """Which deployment answers for a model."""
 
+from collections.abc import Iterable, Mapping
+
 from moonbase.catalog.model import Model
-from moonbase.chat.constraint import Constraint
-from moonbase.errors import EngineUnavailable, InvalidRequest
-from moonbase.router.deployment import TokenDeployment
+from moonbase.errors import EngineUnavailable
+from moonbase.router.deployment import Deployment
 
 
 class Router:
-    """Every public id is answered by the one deployment that this server runs."""
+    """Every public id is answered by the deployment it names, else by the default one."""
 
-    def __init__(self, deployment: TokenDeployment) -> None:
-        self.deployment = deployment
+    def __init__(self, default: Deployment, by_model: Mapping[str, Deployment]) -> None:
+        """`by_model` has the ids that do not go to `default`."""
+        self.default = default
+        self._by_model = by_model
 
-    def serves(self, model: Model) -> TokenDeployment:
+    @property
+    def deployments(self) -> Iterable[Deployment]:
+        """All that may answer, each once, the default first."""
+        return {id(deployment): deployment for deployment in (self.default, *self._by_model.values())}.values()
+
+    def serves(self, model: Model) -> Deployment:
         """What would answer for `model`, ready or not."""
-        return self.deployment
+        return self._by_model.get(model.id, self.default)
 
-    def pick(self, model: Model, constraint: Constraint | None) -> TokenDeployment:
-        """The deployment for a request now.
-
-        Raises `EngineUnavailable` when none is ready, `InvalidRequest` when none can hold an output to `constraint`.
-        """
+    def pick(self, model: Model) -> Deployment:
+        """The deployment for a request now. Raises `EngineUnavailable` when none is ready."""
         deployment = self.serves(model)
-        if constraint is not None and not deployment.enforces(constraint):
-            raise InvalidRequest(f"response_format is not supported: {deployment.name} cannot be held to a schema")
-        if not deployment.engine.ready:
+        if not deployment.ready:
             raise EngineUnavailable()
         return deployment

@@ -45,7 +45,13 @@ def build_app(settings: Settings, routes: Routes, metrics: Metrics, ids: Ids) ->
             allow_origins=settings.server.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["msh-request-id", "x-msh-trace-id", "moonbase-served-by", "moonbase-adapted"],
+            expose_headers=[
+                "msh-request-id",
+                "x-msh-trace-id",
+                "moonbase-served-by",
+                "moonbase-adapted",
+                "msh-schema-warning",
+            ],
         )
     return app
 

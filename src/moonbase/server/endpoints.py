@@ -28,6 +28,7 @@ from moonbase.telemetry import Metrics
 T = TypeVar("T")
 
 _LARGE_BODY = 256 * 1024
+_LARGEST_HEADER = 2048
 
 
 class ChatEndpoint:
@@ -142,8 +143,8 @@ class OperationEndpoints:
         await exchange.respond(b'{"status":"ok"}', headers=[])
 
     async def readyz(self, exchange: Exchange) -> None:
-        """Requests would be accepted now; else 503 with Retry-After."""
-        if not self._router.deployment.engine.ready:
+        """Requests would be accepted now, for some models at least; else 503 with Retry-After."""
+        if not any(deployment.ready for deployment in self._router.deployments):
             raise EngineUnavailable(retry_after=1)
         await exchange.respond(b'{"status":"ready"}', headers=[])
 
@@ -177,5 +178,13 @@ def _answer_headers(answer: Answer) -> list[Header]:
     if answer.cached_tokens:
         headers.append((b"msh-context-cache-token-saved", b"%d" % answer.cached_tokens))
     if answer.adapted:
-        headers.append((b"moonbase-adapted", ", ".join(answer.adapted).encode()))
+        headers.append((b"moonbase-adapted", _header_value(answer.adapted)))
+    if answer.warnings:
+        headers.append((b"msh-schema-warning", _header_value(answer.warnings)))
     return headers
+
+
+def _header_value(texts: list[str]) -> bytes:
+    """As much as a header can hold. The texts may quote what a client sent, so nothing but printable ASCII stays."""
+    value = ", ".join(texts).encode("ascii", "backslashreplace")[:_LARGEST_HEADER]
+    return bytes([byte if 0x20 <= byte < 0x7F else 0x3F for byte in value])

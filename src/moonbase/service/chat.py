@@ -14,15 +14,19 @@ from moonbase.accounts.accounts import Accounts
 from moonbase.catalog import rules
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Model
-from moonbase.chat.events import ChatEvent, Finished, TextDelta
+from moonbase.chat.events import ChatEvent, Finished
 from moonbase.chat.request import ChatRequest, ImagePart, Message
 from moonbase.config import EngineSettings, Settings
-from moonbase.errors import GenerationTimeout, InvalidRequest, PromptTooLong
-from moonbase.formats.response_format import OutputRule, output_rule
-from moonbase.router.deployment import EventStream, PreparedPrompt, TokenDeployment
+from moonbase.errors import GenerationTimeout, InvalidOutput, InvalidRequest, PromptTooLong
+from moonbase.formats.schemas.book import SchemaBook
+from moonbase.router.deployment import Deployment, EventStream, PreparedChat
+from moonbase.router.deployment import window as real_window
 from moonbase.router.router import Router
+from moonbase.service.demand import Demand, OutputChecks
 from moonbase.store.records import Caller, Outcome
 from moonbase.telemetry import Metrics, ModelMetrics
+
+_LARGE_SCHEMAS = 64 * 1024  # characters; new ones take half a millisecond per thousand
 
 
 class Arrival(Struct, frozen=True):
@@ -39,26 +43,26 @@ class Answer:
     def __init__(
         self,
         model: Model,
-        deployment: TokenDeployment,
+        deployment: Deployment,
         stream: EventStream,
         metrics: ModelMetrics,
         arrival: Arrival,
-        adapted: list[str],
-        rule: OutputRule | None,
+        demand: Demand,
     ) -> None:
-        """`adapted` names what was changed about the request, `rule` is what the output is checked against."""
         self.model = model
         self.served_by = deployment.name
-        self.adapted = adapted
+        self.adapted = demand.adapted
+        self.warnings = demand.warnings
         self.outcome: Outcome = "cancelled"
         self.abandoned = False
         self.first_token_at: int | None = None
-        self._rule = rule
+        self._checks = demand.checks()
+        self._enforces = deployment.enforces
+        self._broken: InvalidOutput | None = None
         self._stream = stream
         self._metrics = metrics
         self._last = arrival.monotonic
         self._tokens = 0
-        self._texts: dict[int, list[str]] = {}
 
     @property
     def cached_tokens(self) -> int:
@@ -75,29 +79,42 @@ class Answer:
         Raises the `ApiError` that ended the answer early: the engine's, a time limit's, or
         `InvalidOutput` when the output is not what the request demanded.
         """
+        if self._broken is not None:
+            raise self._broken
         events = await self._stream.read()
         now = time.monotonic()
         if not events:
             return events
-        if self.first_token_at is None:
+        first = self.first_token_at is None
+        if first:
             self.first_token_at = time.time_ns() // 1_000_000
             self._metrics.time_to_first_token.observe(now - self._last)
-        elif new := self._stream.completion_tokens - self._tokens:
+            self._tokens = self._stream.completion_tokens
+        elif new := (tokens := self._stream.completion_tokens) - self._tokens:
             self._metrics.inter_token.observe((now - self._last) / new, new)
+            self._tokens = tokens
         self._last = now
-        self._tokens = self._stream.completion_tokens
-        if self._rule is not None:
-            self._check(self._rule, events)
-        if isinstance(events[-1], Finished) and not self._stream.open:
+        if self._checks is not None:
+            events = self._checked(self._checks, events, first=first)
+        if self._broken is None and isinstance(events[-1], Finished) and not self._stream.open:
             self.outcome = events[-1].reason
         return events
 
-    def _check(self, rule: OutputRule, events: list[ChatEvent]) -> None:
-        for event in events:
-            if isinstance(event, TextDelta):
-                self._texts.setdefault(event.choice, []).append(event.text)
-            elif event.reason == "stop":
-                rule.check("".join(self._texts.get(event.choice, ())))
+    def _checked(self, checks: OutputChecks, events: list[ChatEvent], *, first: bool) -> list[ChatEvent]:
+        """The events, without the end of a choice that is not what was demanded; the next `read` raises then.
+
+        Such output is counted, and it is the client's to see where nothing held the model to the demand. What breaks
+        it before anything was delivered (`first`) is raised at once, so that it is a status.
+        """
+        violations = checks.follow(events)
+        self._metrics.invalid_outputs += len(violations)
+        if not violations or not self._enforces:
+            return events
+        self._broken = InvalidOutput(next(iter(violations.values())))
+        kept = [event for event in events if not (isinstance(event, Finished) and event.choice in violations)]
+        if first or not kept:
+            raise self._broken
+        return kept
 
 
 class ChatService:
@@ -111,6 +128,7 @@ class ChatService:
         self._router = router
         self._accounts = accounts
         self._metrics = metrics
+        self._schemas = SchemaBook()
 
     @asynccontextmanager
     async def open(self, caller: Caller, request: ChatRequest, arrival: Arrival) -> AsyncIterator[Answer]:
@@ -120,19 +138,12 @@ class ChatService:
         Raises `ApiError` for whatever is wrong before the first event.
         """
         model = self._catalog.resolve(request.model)
-        sampling = rules.sampling(model, request.sampling)
-        rule = output_rule(request.response_format)
-        adapted: list[str] = []
-        if rule is not None and request.messages[-1].partial:
-            rule = None  # the output continues a text of the client's: alone it is no JSON
-            adapted.append("response_format=text")
-        if rule is not None and rule.left_out:
-            adapted.append(f"response_format.left_out={'+'.join(rule.left_out)}")
-        constraint = rule.constraint if rule is not None else None
-        deployment = self._router.pick(model, constraint)
+        demand = await self._demand(request, model)
+        sampling = rules.sampling(model, request.sampling, thinks=demand.thinks)
+        deployment = self._router.pick(model)
         _refuse_images(request.messages, deployment)
-        prompt = await deployment.encode(request.messages, caller.organization_id)
-        max_tokens = self._output_limit(request, model, deployment, prompt, adapted)
+        prompt = await deployment.prepare(request, demand.conversation, caller.organization_id)
+        max_tokens = self._output_limit(request, model, deployment, prompt, demand.adapted)
         billed = model.tier_for(prompt.tokens + max_tokens)
         today = datetime.fromtimestamp(arrival.at / 1000, UTC).date()
         metrics = self._metrics.model(model.id)
@@ -147,20 +158,10 @@ class ChatService:
                 max_tokens=max_tokens * sampling.n,
                 started_at=arrival.at,
             ) as reservation,
-            deployment.open(
-                arrival.request_id,
-                prompt,
-                sampling=sampling,
-                max_tokens=max_tokens,
-                stop=request.stop,
-                constraint=constraint,
-            ) as stream,
-            _Watchdog(stream, self._settings.engine),
+            prompt.open(arrival.request_id, sampling=sampling, max_tokens=max_tokens) as stream,
+            _Watchdog(stream, deployment.limits),
         ):
-            if rule is not None and request.stop:
-                rule = None  # a stop string may end it anywhere, as asked
-                adapted.append("response_format.validation=off")
-            answer = Answer(model, deployment, stream, metrics, arrival, adapted, rule)
+            answer = Answer(model, deployment, stream, metrics, arrival, demand)
             failed = True
             try:
                 yield answer
@@ -168,10 +169,10 @@ class ChatService:
             finally:
                 failed = failed and not answer.abandoned
                 cached, output = stream.cached_tokens, stream.completion_tokens
-                metrics.ended("failed" if failed else answer.outcome, prompt.tokens, cached, output)
+                metrics.ended("failed" if failed else answer.outcome, stream.prompt_tokens, cached, output)
                 if not failed:
                     reservation.settle(
-                        miss=prompt.tokens - cached,
+                        miss=stream.prompt_tokens - cached,
                         hit=cached,
                         write=0,
                         output=output,
@@ -179,22 +180,37 @@ class ChatService:
                         first_token_at=answer.first_token_at,
                     )
 
+    async def _demand(self, request: ChatRequest, model: Model) -> Demand:
+        """Schemas that are large are read in a thread."""
+        size = sum([len(tool.parameters) for tool in request.tools]) + len(request.response_format.schema or "")
+        if size < _LARGE_SCHEMAS:
+            return Demand(request, model, self._settings.mode, self._schemas)
+        return await asyncio.to_thread(Demand, request, model, self._settings.mode, self._schemas)
+
     async def count(self, caller: Caller, model_id: str, messages: tuple[Message, ...]) -> int:
         """Tokens that `messages` would be as a prompt, by the tokenizer that serves the model."""
-        deployment = self._router.serves(self._catalog.resolve(model_id))
+        model = self._catalog.resolve(model_id)
+        deployment = self._router.serves(model)
         _refuse_images(messages, deployment)
-        return (await deployment.encode(messages, caller.organization_id)).tokens
+        request = ChatRequest(model=model_id, messages=messages)
+        conversation = Demand(request, model, "lenient", self._schemas).conversation
+        return (await deployment.prepare(request, conversation, caller.organization_id)).tokens
 
     def _output_limit(
         self,
         request: ChatRequest,
         model: Model,
-        deployment: TokenDeployment,
-        prompt: PreparedPrompt,
+        deployment: Deployment,
+        prompt: PreparedChat,
         adapted: list[str],
     ) -> int:
-        """Output tokens this request may have. A prompt is never cut: one that does not fit is refused."""
-        window = deployment.window(model.window)
+        """Output tokens this request may have. A prompt is never cut: one that does not fit is refused.
+
+        An estimate neither refuses a prompt nor limits an answer: whoever answers knows better.
+        """
+        window = real_window(deployment, model.window)
+        if prompt.estimated:
+            return min(model.max_output if request.max_tokens is None else request.max_tokens, window)
         room = window - prompt.tokens
         if room < 1:
             raise PromptTooLong(window, max(prompt.tokens, window + 1))
@@ -208,7 +224,7 @@ class ChatService:
         return room
 
 
-def _refuse_images(messages: tuple[Message, ...], deployment: TokenDeployment) -> None:
+def _refuse_images(messages: tuple[Message, ...], deployment: Deployment) -> None:
     if deployment.capabilities.image_in:
         return
     for position, message in enumerate(messages):

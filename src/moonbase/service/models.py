@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Capabilities, Model
+from moonbase.router.deployment import window
 from moonbase.router.router import Router
 
 
@@ -19,7 +20,7 @@ class ServedModel(Struct, frozen=True):
 def served_models(catalog: Catalog, router: Router) -> list[ServedModel]:
     """All public ids. A window is never reported larger than the serving model's own."""
     return [
-        ServedModel(model, deployment.window(model.window), deployment.capabilities, deployment.name)
+        ServedModel(model, window(deployment, model.window), deployment.capabilities, deployment.name)
         for model in catalog.listed()
         for deployment in [router.serves(model)]
     ]

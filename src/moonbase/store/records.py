@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from moonbase.config import Currency
 
-Outcome = Literal["stop", "length", "cancelled", "failed"]
+Outcome = Literal["stop", "length", "tool_calls", "cancelled", "failed"]
 
 
 class Organization(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moonbase.chat.events import ChatEvent, Finished, FinishReason, TextDelta, Usage
+from moonbase.chat.events import (
+    ArgumentsDelta,
+    ChatEvent,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallStarted,
+    Usage,
+)
 from moonbase.dialects.openai.encode import (
     ChunkEncoder,
     encode_completion,
@@ -26,16 +35,22 @@ def answers(draw: st.DrawFn) -> list[ChatEvent]:
     prompt, cached = draw(st.integers(1, 10**6)), draw(st.integers(0, 100))
     queues: list[list[ChatEvent]] = []
     for choice in range(draw(st.integers(1, 3))):
-        reason: FinishReason = draw(st.sampled_from(["stop", "length"]))
-        usage = Usage(prompt, draw(st.integers(0, 10**6)), cached)
-        deltas = draw(st.lists(st.text(min_size=1, max_size=6), max_size=5))
-        queues.append([*[TextDelta(choice, text) for text in deltas], Finished(choice, reason, usage)])
-    events: list[ChatEvent] = []
+        pieces = st.lists(st.text(min_size=1, max_size=6), max_size=4)
+        events: list[ChatEvent] = [ReasoningDelta(choice, text) for text in draw(pieces)]
+        events += [TextDelta(choice, text) for text in draw(pieces)]
+        calls = draw(st.lists(st.tuples(st.text(max_size=6), pieces), max_size=2))
+        for index, (name, arguments) in enumerate(calls):
+            events.append(ToolCallStarted(choice, index, f"{name}:{index + 3}", name))
+            events += [ArgumentsDelta(choice, index, text) for text in arguments]
+        reasons: list[FinishReason] = ["tool_calls", "length"] if calls else ["stop", "length"]
+        usage = Usage(prompt, draw(st.integers(0, 10**6)), cached, draw(st.integers(0, 100)))
+        queues.append([*events, Finished(choice, draw(st.sampled_from(reasons)), usage)])
+    mixed: list[ChatEvent] = []
     while queues:
         queue = draw(st.sampled_from(queues))
-        events.append(queue.pop(0))
+        mixed.append(queue.pop(0))
         queues = [queue for queue in queues if queue]
-    return events
+    return mixed
 
 
 def read_sse(data: bytes) -> list[Any]:
@@ -48,8 +63,10 @@ def read_sse(data: bytes) -> list[Any]:
     return [json.loads(frame[6:].decode("utf-8")) for frame in frames]
 
 
-def usage_of(wire: dict[str, int]) -> Usage:
-    usage = Usage(wire["prompt_tokens"], wire["completion_tokens"], wire.get("cached_tokens", 0))
+def usage_of(wire: dict[str, Any]) -> Usage:
+    thought = wire.get("completion_tokens_details", {}).get("reasoning_tokens", 0)
+    assert "completion_tokens_details" not in wire or thought != 0, "omitted when 0"
+    usage = Usage(wire["prompt_tokens"], wire["completion_tokens"], wire.get("cached_tokens", 0), thought)
     assert wire["total_tokens"] == usage.total_tokens
     assert wire.get("cached_tokens") != 0, "omitted when 0"
     return usage
@@ -74,8 +91,25 @@ def decoded(chunks: list[Any]) -> list[ChatEvent]:
             elif "role" in choice["delta"]:
                 assert choice["delta"] == {"role": "assistant", "content": ""}
             else:
-                events.append(TextDelta(choice["index"], choice["delta"]["content"]))
+                events.append(delta_of(choice["index"], choice["delta"]))
     return events
+
+
+def delta_of(choice: int, delta: dict[str, Any]) -> ChatEvent:
+    """What one delta says, which is one thing in exactly the form of moonshot-api.md 3."""
+    ((field, value),) = delta.items()
+    if field == "content":
+        return TextDelta(choice, value)
+    if field == "reasoning_content":
+        return ReasoningDelta(choice, value)
+    assert field == "tool_calls"
+    (call,) = value
+    if "id" not in call:
+        assert call == {"index": call["index"], "function": {"arguments": call["function"]["arguments"]}}
+        return ArgumentsDelta(choice, call["index"], call["function"]["arguments"])
+    assert list(call) == ["index", "id", "type", "function"]
+    assert (call["type"], call["function"]["arguments"]) == ("function", "")
+    return ToolCallStarted(choice, call["index"], call["id"], call["function"]["name"])
 
 
 @given(answers(), st.lists(st.integers(0, 20), max_size=5))
@@ -97,21 +131,30 @@ def test_every_choice_is_introduced_once_before_all_else(events: list[ChatEvent]
 @given(answers())
 def test_a_whole_answer_is_the_fold_of_its_stream(events: list[ChatEvent]) -> None:
     whole = json.loads(encode_completion(ID, NOW, MODEL, events))
-    texts: dict[int, str] = {}
+    messages: dict[int, dict[str, Any]] = {}
     ends: dict[int, Finished] = {}
     for event in decoded(read_sse(stream(events, []))):
-        if isinstance(event, TextDelta):
-            texts[event.choice] = texts.get(event.choice, "") + event.text
-        else:
-            ends[event.choice] = event
+        message = messages.setdefault(event.choice, {"role": "assistant", "content": ""})
+        match event:
+            case TextDelta(_, text):
+                message["content"] += text
+            case ReasoningDelta(_, text):
+                message["reasoning_content"] = message.get("reasoning_content", "") + text
+            case ToolCallStarted(_, index, call_id, name):
+                function = {"name": name, "arguments": ""}
+                call = {"index": index, "id": call_id, "type": "function", "function": function}
+                message.setdefault("tool_calls", []).append(call)
+            case ArgumentsDelta(_, index, text):
+                message["tool_calls"][index]["function"]["arguments"] += text
+            case Finished():
+                ends[event.choice] = event
     assert whole["choices"] == [
-        {
-            "index": choice,
-            "message": {"role": "assistant", "content": texts.get(choice, "")},
-            "finish_reason": end.reason,
-        }
+        {"index": choice, "message": messages[choice], "finish_reason": end.reason}
         for choice, end in sorted(ends.items())
     ]
+    order = ["role", "content", "reasoning_content", "tool_calls"]
+    for choice in whole["choices"]:
+        assert list(choice["message"]) == [key for key in order if key in choice["message"]]
     total = usage_of(whole["usage"])
     assert total.completion_tokens == sum(end.usage.completion_tokens for end in ends.values())
     assert total.prompt_tokens == ends[0].usage.prompt_tokens

@@ -1,5 +1,6 @@
 """Request bytes to `ChatRequest`, shapes only (moonshot-api.md 1). What a model allows is the catalog's matter."""
 
+import json
 import re
 from typing import Any, TypeVar
 
@@ -15,8 +16,12 @@ from moonbase.chat.request import (
     Role,
     SamplingOptions,
     TextPart,
+    Thinking,
+    ToolCall,
 )
-from moonbase.errors import InvalidRequest, WrongType
+from moonbase.dialects.openai.tools import NamedToolChoice, decode_tool_choice, decode_tools
+from moonbase.dialects.openai.wrong_type import wrong_type
+from moonbase.errors import InvalidRequest
 
 MAX_STOPS = 5
 MAX_STOP_BYTES = 32
@@ -35,13 +40,37 @@ class ContentPart(Struct):
     video_url: str | ImageURL | None = None
 
 
+class CalledFunction(Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class MessageToolCall(Struct):
+    id: str | None = None
+    function: CalledFunction | None = None
+
+
 class ChatMessage(Struct):
     role: str | None = None
     content: str | list[ContentPart] | None = None
     name: str | None = None
     partial: bool | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
+
+
+class ThinkingField(Struct):
+    type: str | None = None
+    keep: str | None = None
+
+
+class ChatTemplateArguments(Struct):
+    """What servers of open models take in place of `thinking`."""
+
+    thinking: bool | None = None
+    enable_thinking: bool | None = None
+    preserve_thinking: bool | None = None
 
 
 class JSONSchemaFormat(Struct):
@@ -77,7 +106,10 @@ class ChatCompletionRequest(Struct):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormatField | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    thinking: ThinkingField | None = None
+    chat_template_kwargs: ChatTemplateArguments | None = None
     logit_bias: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -103,6 +135,7 @@ def decode_chat(body: bytes) -> ChatRequest:
     if limit is not None and limit < 1:
         name = "max_completion_tokens" if wire.max_completion_tokens is not None else "max_tokens"
         raise InvalidRequest(f"invalid {name}: must be at least 1", prefix=False)
+    tools = decode_tools(wire.tools)
     return ChatRequest(
         model=_model(wire.model),
         messages=_messages(wire.messages),
@@ -116,6 +149,10 @@ def decode_chat(body: bytes) -> ChatRequest:
         max_tokens=limit,
         stop=_stop(wire.stop),
         response_format=response_format,
+        tools=tools,
+        tool_choice=decode_tool_choice(wire.tool_choice, tools),
+        parallel_tool_calls=wire.parallel_tool_calls is not False,
+        thinking=_thinking(wire),
         stream=bool(wire.stream),
         include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
     )
@@ -132,7 +169,7 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         try:
             return decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise _wrong_type(str(error)) from error
+            raise wrong_type(str(error)) from error
         except msgspec.DecodeError:
             if b"\\ud" not in body and b"\\uD" not in body:
                 raise
@@ -160,29 +197,6 @@ def _mend(match: re.Match[bytes]) -> bytes:
     return match[0] if match[2] else match[1] + rb"\ufffd"
 
 
-_VALIDATION = re.compile(r"Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
-_GO_TYPES = {"str": "string", "int": "int", "float": "float64", "bool": "bool", "array": "array"}
-_KINDS = {"str": "string", "int": "number", "float": "number"}
-
-
-def _wrong_type(text: str) -> InvalidRequest:
-    """msgspec's sentence in the words of moonshot-api.md 9.5."""
-    match = _VALIDATION.match(text)
-    if match is None:
-        reason, _, path = text.partition(" - at `$.")
-        return InvalidRequest(f"the `{_dotted(path.rstrip('`'))}` field in the request is illegal: {reason}")
-    expected = match["expected"].split(" | ")[0]
-    got = _KINDS.get(match["got"], match["got"])
-    if not match["path"]:
-        return InvalidRequest(f"the request body must be a JSON object, and {got} is not acceptable")
-    return WrongType(_dotted(match["path"]), _GO_TYPES.get(expected, "dict[string,interface]"), got)
-
-
-def _dotted(path: str) -> str:
-    """`messages[0].content[1].text` to `messages.0.content.1.text`; map keys are shown as `*`."""
-    return path.replace("[...]", ".*").replace("[", ".").replace("]", "")
-
-
 def _refuse_unsupported(wire: ChatCompletionRequest) -> None:
     if wire.logit_bias is not None:
         raise InvalidRequest("logit_bias is not supported yet")
@@ -190,12 +204,6 @@ def _refuse_unsupported(wire: ChatCompletionRequest) -> None:
         raise InvalidRequest("logprobs must be set to true if top_logprobs is used")
     if wire.logprobs:
         raise InvalidRequest("invalid logprobs: only false is allowed for this model", prefix=False)
-    if wire.tools:
-        raise InvalidRequest("tools is not supported yet")
-    if wire.tool_choice is not None and wire.tool_choice not in ("auto", "none"):
-        if wire.tool_choice == "required" or isinstance(wire.tool_choice, dict):
-            raise InvalidRequest("tool_choice needs tools to choose from")
-        raise InvalidRequest(f"unknown tool_choice: {wire.tool_choice}")
 
 
 def _model(model: str | None) -> str:
@@ -211,24 +219,45 @@ def _messages(wire: list[ChatMessage] | None) -> tuple[Message, ...]:
     return tuple([_message(message, position, last) for position, message in enumerate(wire)])
 
 
-_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 def _message(wire: ChatMessage, position: int, last: int) -> Message:
     role = _ROLES.get(wire.role or "")
     if role is None:
-        if wire.role == "tool":
-            raise InvalidRequest(f"the message at position {position} has role 'tool': tools is not supported yet")
         raise InvalidRequest(f"the message at position {position} has an unknown role: {wire.role or ''}")
-    if wire.tool_calls:
-        raise InvalidRequest(f"the message at position {position} has tool_calls: tools is not supported yet")
     partial = bool(wire.partial)
     if partial and (role != "assistant" or position != last):
         raise InvalidRequest("partial is only for the last message, with role 'assistant'")
     content = _content(wire.content, position)
-    if not content and not (partial and wire.name):
+    calls: tuple[ToolCall, ...] = ()
+    if wire.tool_calls:
+        if role != "assistant":
+            raise InvalidRequest(f"the message at position {position} has tool_calls, but role '{role}'")
+        calls = tuple([_call(call, index, position) for index, call in enumerate(wire.tool_calls)])
+    if not content and not calls and role != "tool" and not (partial and wire.name):
         raise InvalidRequest(f"the message at position {position} with role '{role}' must not be empty")
-    return Message(role=role, content=content, name=wire.name, partial=partial)
+    return Message(
+        role=role,
+        content=content,
+        name=wire.name,
+        partial=partial,
+        reasoning=wire.reasoning_content if role == "assistant" else None,
+        tool_calls=calls,
+        tool_call_id=(wire.tool_call_id or "") if role == "tool" else None,
+    )
+
+
+def _call(wire: MessageToolCall, index: int, position: int) -> ToolCall:
+    where = f"tool_calls.{index}"
+    if not wire.id:
+        raise InvalidRequest(f"the message at position {position} has no `{where}.id`")
+    function = wire.function
+    if function is None or not function.name:
+        raise InvalidRequest(f"the message at position {position} has no `{where}.function.name`")
+    given = function.arguments
+    arguments = json.dumps(given, ensure_ascii=False) if isinstance(given, dict) else given or ""
+    return ToolCall(wire.id, function.name, arguments)
 
 
 def _content(wire: str | list[ContentPart] | None, position: int) -> tuple[Part, ...]:
@@ -278,6 +307,24 @@ def _stop(wire: str | list[str] | None) -> tuple[str, ...]:
                 f"stop string too long. Expected a string with maximum length {MAX_STOP_BYTES}, but got {size}"
             )
     return tuple([stop for stop in stops if stop])
+
+
+def _thinking(wire: ChatCompletionRequest) -> Thinking | None:
+    """The service's switch, else the one of servers of open models."""
+    given = wire.thinking
+    if given is not None:
+        if given.type not in ("enabled", "disabled"):
+            raise InvalidRequest(f"unknown thinking.type: {given.type or ''}")
+        if given.keep not in (None, "all"):
+            raise InvalidRequest(f"unknown thinking.keep: {given.keep}")
+        return Thinking(enabled=given.type == "enabled", keep=given.keep == "all")
+    template = wire.chat_template_kwargs
+    if template is None:
+        return None
+    enabled = template.thinking if template.thinking is not None else template.enable_thinking
+    if enabled is None and template.preserve_thinking is None:
+        return None
+    return Thinking(enabled=enabled is not False, keep=bool(template.preserve_thinking))
 
 
 def _response_format(wire: ResponseFormatField | None) -> ResponseFormat:

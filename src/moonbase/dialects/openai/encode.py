@@ -5,7 +5,15 @@ from typing import assert_never
 
 import msgspec
 
-from moonbase.chat.events import ChatEvent, Finished, TextDelta, Usage
+from moonbase.chat.events import (
+    ArgumentsDelta,
+    ChatEvent,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallStarted,
+    Usage,
+)
 from moonbase.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
@@ -38,6 +46,13 @@ class ChunkEncoder:
             match event:
                 case TextDelta(choice, text):
                     frames.append(self._frame(choice, b'{"content":%b}' % _encode(text)))
+                case ArgumentsDelta(choice, index, text):
+                    call = b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, _encode(text))
+                    frames.append(self._frame(choice, call))
+                case ReasoningDelta(choice, text):
+                    frames.append(self._frame(choice, b'{"reasoning_content":%b}' % _encode(text)))
+                case ToolCallStarted(choice):
+                    frames.append(self._frame(choice, b'{"tool_calls":[%b]}' % _tool_call(event, "")))
                 case Finished(choice, reason, usage):
                     self._total = add_usage(self._total, usage)
                     frames.append(
@@ -64,30 +79,64 @@ class ChunkEncoder:
 
 def encode_completion(completion_id: str, created: int, model: str, events: list[ChatEvent]) -> bytes:
     """All events of an answer, folded into one chat.completion body."""
-    texts: dict[int, list[str]] = {}
-    finished: dict[int, Finished] = {}
+    messages: dict[int, _Message] = {}
+    total = Usage(0, 0)
+    choices: dict[int, bytes] = {}
     for event in events:
+        message = messages.setdefault(event.choice, _Message())
         match event:
-            case TextDelta(choice, text):
-                texts.setdefault(choice, []).append(text)
-            case Finished(choice):
-                finished[choice] = event
+            case TextDelta(_, text):
+                message.content.append(text)
+            case ReasoningDelta(_, text):
+                message.reasoning.append(text)
+            case ToolCallStarted():
+                message.calls.append((event, []))
+            case ArgumentsDelta(_, index, text):
+                message.calls[index][1].append(text)
+            case Finished(choice, reason, usage):
+                total = add_usage(total, usage)
+                choices[choice] = b'{"index":%d,"message":%b,"finish_reason":"%b"}' % (
+                    choice,
+                    message.encode(),
+                    reason.encode(),
+                )
             case _:
                 assert_never(event)
-    total = Usage(0, 0)
-    choices: list[bytes] = []
-    for choice, end in sorted(finished.items()):
-        total = add_usage(total, end.usage)
-        choices.append(
-            b'{"index":%d,"message":{"role":"assistant","content":%b},"finish_reason":"%b"}'
-            % (choice, _encode("".join(texts.get(choice, ()))), end.reason.encode())
-        )
     return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
         _encode(completion_id),
         created,
         _encode(model),
-        b",".join(choices),
+        b",".join([choices[choice] for choice in sorted(choices)]),
         _usage(total),
+    )
+
+
+class _Message:
+    """One choice's message, put together from its events."""
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[tuple[ToolCallStarted, list[str]]] = []
+
+    def encode(self) -> bytes:
+        """Reasoning and calls only where there are some (moonshot-api.md 2)."""
+        reasoning = b',"reasoning_content":%b' % _encode("".join(self.reasoning)) if self.reasoning else b""
+        calls = b",".join([_tool_call(call, "".join(arguments)) for call, arguments in self.calls])
+        return b'{"role":"assistant","content":%b%b%b}' % (
+            _encode("".join(self.content)),
+            reasoning,
+            b',"tool_calls":[%b]' % calls if calls else b"",
+        )
+
+
+def _tool_call(call: ToolCallStarted, arguments: str) -> bytes:
+    """A call with its arguments so far, as both kinds of answers have it."""
+    return b'{"index":%d,"id":%b,"type":"function","function":{"name":%b,"arguments":%b}}' % (
+        call.index,
+        _encode(call.id),
+        _encode(call.name),
+        _encode(arguments),
     )
 
 
@@ -97,6 +146,7 @@ def add_usage(total: Usage, choice: Usage) -> Usage:
         choice.prompt_tokens,
         total.completion_tokens + choice.completion_tokens,
         max(total.cached_tokens, choice.cached_tokens),
+        total.reasoning_tokens + choice.reasoning_tokens,
     )
 
 
@@ -128,11 +178,13 @@ def fingerprint(served_by: str) -> str:
 
 
 def _usage(usage: Usage) -> bytes:
-    """`cached_tokens` is flat and omitted when 0 (moonshot-api.md 2)."""
+    """`cached_tokens` is flat; it and `reasoning_tokens` are omitted when 0 (moonshot-api.md 2)."""
     cached = b',"cached_tokens":%d' % usage.cached_tokens if usage.cached_tokens else b""
-    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b}' % (
+    thought = b',"completion_tokens_details":{"reasoning_tokens":%d}' % usage.reasoning_tokens
+    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b%b}' % (
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.total_tokens,
         cached,
+        thought if usage.reasoning_tokens else b"",
     )

@@ -2,19 +2,20 @@
 
 import asyncio
 import logging
-import time
 from collections import deque
-from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
 
 from moonbase.config import EngineSettings
+from moonbase.engines import memory
 from moonbase.engines.base import Delta, EngineDescription, GenerateRequest, Generation
-from moonbase.engines.openvino import memory, protocol
-from moonbase.engines.openvino.constraints import structural_tag
+from moonbase.engines.grammar import Grammars
+from moonbase.engines.openvino import protocol
 from moonbase.engines.openvino.model import ModelFacts
+from moonbase.engines.structural_tag import OpenVINODialect
 from moonbase.engines.supervisor import Supervisor
+from moonbase.engines.suspects import Suspects
 from moonbase.errors import (
     EngineOverloaded,
     EngineUnavailable,
@@ -27,8 +28,6 @@ from moonbase.errors import (
 _log = logging.getLogger(__name__)
 
 _RESTART_SECONDS = 5
-_FATAL_DEATHS = 2
-_FATAL_MEMORY = 600.0  # seconds for which a request that ended workers is remembered
 
 
 class _Job:
@@ -59,6 +58,7 @@ class OpenVINOEngine:
             window=min(facts.window, kv_blocks * protocol.BLOCK),
             constrains=frozenset({"json_schema", "structural_tag"}),
             reports_cached=True,
+            spells_markers=True,
         )
         self._supervisor = Supervisor(
             "moonbase.engines.openvino.worker",
@@ -73,10 +73,11 @@ class OpenVINOEngine:
         )
         self._transport: asyncio.WriteTransport | None = None
         self._reader = protocol.FrameReader()
+        self._grammars = Grammars(OpenVINODialect())
         self._jobs: dict[int, _Job] = {}
         self._queue: deque[_Job] = deque()
         self._last_number = 0
-        self._deaths: dict[bytes, list[float]] = {}
+        self._suspects = Suspects()
         self._suspect_runs = False
         self.ready = False
         self.running = 0
@@ -114,9 +115,9 @@ class OpenVINOEngine:
         """
         if not self.ready:
             raise EngineUnavailable(_RESTART_SECONDS)
-        if self._deaths_of(request) >= _FATAL_DEATHS:
+        if self._suspects.fatal(request):
             raise FatalRequest
-        constraint = None if request.constraint is None else structural_tag(request.constraint)
+        constraint = None if request.constraint is None else self._grammars.write(request.constraint).text
         if not self._has_room(request.sampling.n) and self.waiting + request.sampling.n > self._max_waiting:
             raise EngineOverloaded
         self._last_number += 1
@@ -155,16 +156,15 @@ class OpenVINOEngine:
         self._run_next()
 
     def lost(self) -> None:
-        """What was in the worker fails; what still waits is for the next one. Copies of a request count once."""
+        """What was in the worker fails; what still waits is for the next one."""
         self._transport = None
         self.ready = False
         self.running = 0
         fallen, self._jobs = self._jobs, {}
-        now = time.monotonic()
-        for fingerprint in {_fingerprint(job.request) for job in fallen.values()}:
-            self._deaths.setdefault(fingerprint, []).append(now)
         for job in fallen.values():
+            self._suspects.fell(job.request)
             job.generation.fail(EngineUnavailable(_RESTART_SECONDS))
+        self._suspects.settle(died=True)
 
     def _collect(self, output: protocol.Output, deltas: dict[_Job, list[Delta]]) -> None:
         job = self._jobs.get(output.generation)
@@ -173,8 +173,8 @@ class OpenVINOEngine:
         deltas.setdefault(job, []).append(Delta(output.choice, output.token_ids, output.finish, output.cached_tokens))
         if output.finish is not None:
             self._ended(job, {output.choice})
-            if not job.open and self._deaths:
-                self._deaths.pop(_fingerprint(job.request), None)  # it has proved harmless
+            if not job.open:
+                self._suspects.finished(job.request)
 
     def _fail(self, number: int, error: EngineOverloaded | InvalidRequest) -> None:
         job = self._jobs.get(number)
@@ -209,15 +209,15 @@ class OpenVINOEngine:
         """
         while self._queue and self.ready:
             job = self._queue[0]
-            deaths = self._deaths_of(job.request)
-            if deaths >= _FATAL_DEATHS:
+            suspect = self._suspects.deaths(job.request) > 0
+            if self._suspects.fatal(job.request):
                 self._queue.popleft()
                 job.generation.fail(FatalRequest())
                 continue
-            if self.running and (deaths or self._suspect_runs or self.running + len(job.open) > self._max_running):
+            if self.running and (suspect or self._suspect_runs or self.running + len(job.open) > self._max_running):
                 return
             self._queue.popleft()
-            self._suspect_runs = deaths > 0
+            self._suspect_runs = suspect
             self._jobs[job.number] = job
             self.running += len(job.open)
             request = job.request
@@ -237,24 +237,8 @@ class OpenVINOEngine:
         if self._transport is not None:
             self._transport.write(protocol.frame(message))
 
-    def _deaths_of(self, request: GenerateRequest) -> int:
-        """How many workers died lately while they ran this request."""
-        if not self._deaths:
-            return 0
-        since = time.monotonic() - _FATAL_MEMORY
-        recent = {key: [at for at in times if at > since] for key, times in self._deaths.items()}
-        self._deaths = {key: times for key, times in recent.items() if times}
-        return len(self._deaths.get(_fingerprint(request), ()))
-
 
 def _refusal(reason: str) -> InvalidRequest:
     """OpenVINO's reason names its own source files, so it is for the log only."""
     _log.warning("the worker refused a request: %s", reason)
     return InvalidRequest("the engine cannot serve this combination of parameters")
-
-
-def _fingerprint(request: GenerateRequest) -> bytes:
-    """What makes two requests of an organization the same to a worker."""
-    digest = blake2b(request.prompt_ids.tobytes(), digest_size=16)
-    digest.update(msgspec.msgpack.encode((request.sampling, request.constraint, request.cache_scope)))
-    return digest.digest()

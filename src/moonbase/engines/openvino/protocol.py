@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from moonbase.chat.events import FinishReason
+from moonbase.chat.events import EngineFinish
 from moonbase.chat.request import Sampling
 from moonbase.engines.base import TokenIds
 from moonbase.errors import WorkerDied
@@ -67,7 +67,7 @@ class Output(Struct, frozen=True, array_like=True):
     generation: int
     choice: int
     token_ids: list[int]
-    finish: FinishReason | None
+    finish: EngineFinish | None
     cached_tokens: int
 
 

@@ -22,8 +22,8 @@ import openvino_genai as genai
 from moonbase.chat.constraint import JsonSchema
 from moonbase.engines.base import TokenIds
 from moonbase.engines.openvino import protocol
-from moonbase.engines.openvino.constraints import structural_tag
 from moonbase.engines.openvino.shadow import PrefixShadow
+from moonbase.engines.structural_tag import OpenVINODialect, structural_tag
 from moonbase.engines.supervisor import enter_worker
 
 _STEP_TOKENS = 64  # a step that reads so much of a prompt takes 50 to 85 ms on two cores: other streams wait for it
@@ -274,7 +274,7 @@ def _warm_up(pipeline: genai.ContinuousBatchingPipeline) -> None:
     """The first constrained request prepares the vocabulary, half a second that no client should wait."""
     config = genai.GenerationConfig()
     config.max_new_tokens = 1
-    tag = structural_tag(JsonSchema('{"type":"object"}'))
+    tag = structural_tag(JsonSchema('{"type":"object"}'), OpenVINODialect())
     config.structured_output_config = genai.StructuredOutputConfig(structural_tags_config=tag)
     pipeline.add_request(0, ov.Tensor(np.array([[0]], dtype=np.int64)), config)
     while pipeline.has_non_finished_requests():

@@ -1,6 +1,7 @@
 """A tokenizer without a vocabulary: a token is four bytes of UTF-8. For engines that only play text."""
 
 from array import array
+from collections.abc import Mapping
 
 from moonbase.engines.base import TokenIds
 
@@ -20,6 +21,10 @@ class ApproximateTokenizer:
 
     def control(self, name: str) -> int:
         return self._controls.setdefault(name, _CONTROL + len(self._controls))
+
+    @property
+    def silent(self) -> Mapping[str, int]:
+        return self._controls
 
     def decode(self, ids: list[int]) -> bytes:
         text = array("I", [token for token in ids if token < _CONTROL])

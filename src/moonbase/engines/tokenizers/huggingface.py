@@ -5,6 +5,7 @@ added token, so no text can become one. Added tokens are reached by name only.
 """
 
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types that are added tokens
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-in of each byte, and the byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -35,7 +36,8 @@ class HuggingFaceTokenizer:
         """`encoder` knows `vocabulary` only; `added` are the control tokens by literal, `hidden` those without text."""
         self._encoder = encoder
         self._added = added
-        alphabet = _byte_alphabet()
+        self._silent = {text: token for text, token in added.items() if token in hidden}
+        alphabet = byte_alphabet()
         table = [b""] * (max([*vocabulary.values(), *added.values()]) + 1)
         for text, token in vocabulary.items():
             table[token] = bytes([alphabet[character] for character in text if character in alphabet])
@@ -112,6 +114,10 @@ class HuggingFaceTokenizer:
 
     def control(self, name: str) -> int:
         return self._added[name]
+
+    @property
+    def silent(self) -> Mapping[str, int]:
+        return self._silent
 
     def decode(self, ids: list[int]) -> bytes:
         table = self._bytes

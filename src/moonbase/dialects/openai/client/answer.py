@@ -1,0 +1,445 @@
+"""Response bytes of another server of this dialect to `ChatEvent`s (moonshot-api.md 2 and 3).
+
+Servers differ in where usage sits, in how they number and name tool calls, and in what they leave out: whatever can
+be understood is, everything else breaks the answer with a clear error after what was delivered.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from moonbase.chat.events import (
+    ArgumentsDelta,
+    ChatEvent,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallStarted,
+    Usage,
+)
+from moonbase.dialects.openai.client.failure import ErrorBody, broken, reported
+from moonbase.errors import ContentFiltered
+
+CallIds = Callable[[int, str, str], str]
+"""The id that clients see for a call: of choice, the server's own id (may be empty) and the function's name."""
+
+_LONG = 16  # characters that hardly a token has
+
+
+class Bounds(Struct, frozen=True, kw_only=True):
+    """The most tokens that a prompt, and the output of one choice, can have: a count beyond them is not believed."""
+
+    prompt: int
+    output: int
+
+
+class WireFunction(Struct, gc=False):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class WireCall(Struct, gc=False):
+    index: int | None = None
+    id: str | None = None
+    function: WireFunction | None = None
+
+
+class WirePart(Struct, gc=False):
+    text: str | None = None
+
+
+class Delta(Struct, gc=False):
+    """What is new of a message, or all of it."""
+
+    content: str | list[WirePart] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[WireCall] | None = None
+
+    @property
+    def thought(self) -> str:
+        return self.reasoning_content or self.reasoning or ""
+
+    @property
+    def text(self) -> str:
+        return (self.content if isinstance(self.content, str) else _joined(self.content)) or self.refusal or ""
+
+
+class PromptDetails(Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class CompletionDetails(Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class WireUsage(Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+    @property
+    def cached(self) -> int:
+        if self.cached_tokens is None and self.prompt_tokens_details is not None:
+            return _count(self.prompt_tokens_details.cached_tokens)
+        return _count(self.cached_tokens)
+
+    @property
+    def thought(self) -> int:
+        return _count(self.completion_tokens_details.reasoning_tokens) if self.completion_tokens_details else 0
+
+
+class WireChoice(Struct, gc=False):
+    index: int | None = None
+    delta: Delta | None = None
+    message: Delta | None = None
+    finish_reason: str | None = None
+    usage: WireUsage | None = None
+
+
+class Chunk(ErrorBody, gc=False):
+    """A chunk of a stream, a whole completion, or an error in the place of one."""
+
+    choices: list[WireChoice] | None = None
+    usage: WireUsage | None = None
+
+
+_decode = msgspec.json.Decoder(Chunk).decode
+
+
+def _chunk(data: bytes) -> Chunk:
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    raise broken("sent what is no chunk of an answer")
+
+
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "end_turn": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+}
+
+
+class AnswerReader:
+    """Reads one answer. Its methods add to the events they are given; what they added before they raise stands.
+
+    A choice's `Finished` is held back until its usage is known: some servers send it later, some never. Then it is
+    estimated from below: a delta is one token, or one for eight characters where it plainly holds several. So an
+    answer that is left or breaks off before its usage came is billed for rather too little than too much. An estimate
+    also stands in for a count that cannot be; `unbelieved` names what was counted so.
+    """
+
+    def __init__(
+        self, choices: int, prompt_tokens: int, call_ids: CallIds, most: Bounds, *, passed_on: str | None = None
+    ) -> None:
+        """`prompt_tokens` is our own count, which holds until the server tells; `passed_on` as in `failure.refused`."""
+        self.unbelieved: list[str] = []
+        self._choices = [_Choice(number) for number in range(choices)]
+        self._open = choices
+        self._prompt_tokens = prompt_tokens
+        self._call_ids = call_ids
+        self._most = most
+        self._passed_on = passed_on
+        self._total: Usage | None = None  # the latest of the whole answer
+        self._total_is_last = False  # whether it came when all choices had stopped
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice's last event has been given."""
+        return not self._open
+
+    @property
+    def prompt_tokens(self) -> int:
+        return next((usage.prompt_tokens for usage in self._usages()), self._prompt_tokens)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Never more than `prompt_tokens`."""
+        return min(max([usage.cached_tokens for usage in self._usages()], default=0), self.prompt_tokens)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Of all choices: as the server counts them once it has told, an estimate before."""
+        counted = sum([choice.tokens for choice in self._choices])
+        if self._total is None or all(choice.usage is not None for choice in self._choices):
+            return counted
+        return self._total.completion_tokens if self._total_is_last else max(self._total.completion_tokens, counted)
+
+    def feed(self, data: bytes, events: list[ChatEvent]) -> None:
+        """Read the data of one server-sent event. Raises the `ApiError` that it tells of or amounts to."""
+        if data == b"[DONE]":
+            self.end(events)
+        elif data and self._open:
+            self._read(data, events)
+
+    def whole(self, body: bytes, events: list[ChatEvent]) -> None:
+        """Read an answer that did not come as a stream. Raises as `feed` does."""
+        self._read(body, events)
+        self.end(events)
+
+    def end(self, events: list[ChatEvent]) -> None:
+        """The response is over. Raises when a choice is not."""
+        if not self._stopped:
+            raise broken("ended the answer before every choice had a finish_reason")
+        self._close(events)
+
+    @property
+    def _stopped(self) -> bool:
+        return all(choice.finish is not None for choice in self._choices)
+
+    def _usages(self) -> list[Usage]:
+        own = [choice.usage for choice in self._choices if choice.usage is not None]
+        return own if self._total is None else [self._total, *own]
+
+    def _read(self, data: bytes, events: list[ChatEvent]) -> None:
+        chunk = _chunk(data)
+        if chunk.error is not None or chunk.object == "error":
+            raise reported(chunk, passed_on=self._passed_on)
+        for choice in chunk.choices or ():
+            self._take(choice, events)
+        if chunk.usage is not None:
+            self._total = self._usage(chunk.usage, self._choices)
+            if self._stopped:
+                self._total_is_last = True
+                self._close(events)
+
+    def _take(self, wire: WireChoice, events: list[ChatEvent]) -> None:
+        number = wire.index or 0
+        if not 0 <= number < len(self._choices):
+            raise broken(f"sent choice {number} of {len(self._choices)}")
+        choice = self._choices[number]
+        delta = wire.delta or wire.message
+        if delta is not None:
+            self._take_delta(choice, delta, events)
+        if wire.usage is not None:
+            choice.usage = self._usage(wire.usage, [choice])
+        if wire.finish_reason and choice.finish is None:  # some servers say "" for not yet
+            choice.finish = _finish_reason(choice, wire.finish_reason)
+        if choice.finish is not None and choice.usage is not None and not choice.ended:
+            self._end(choice, choice.usage, events)
+
+    def _usage(self, wire: WireUsage, choices: "list[_Choice]") -> Usage:
+        """In our terms, for these choices. Our own count serves where there is none; parts exceed no whole."""
+        prompt, cached = _count(wire.prompt_tokens), wire.cached
+        if prompt > self._most.prompt:
+            self._doubt("prompt_tokens")
+            prompt = cached = 0
+        completion, thought = _count(wire.completion_tokens), wire.thought
+        if completion > self._most.output * len(choices):
+            self._doubt("completion_tokens")
+            completion = sum([choice.estimate for choice in choices])
+            thought = sum([choice.reasoning_estimate for choice in choices])
+        prompt = prompt or self._prompt_tokens
+        return Usage(prompt, completion, min(cached, prompt), min(thought, completion))
+
+    def _doubt(self, name: str) -> None:
+        if name not in self.unbelieved:
+            self.unbelieved.append(name)
+
+    def _take_delta(self, choice: "_Choice", delta: Delta, events: list[ChatEvent]) -> None:
+        if choice.finish is not None:
+            if choice.goes_on(delta):
+                raise broken("went on after the finish_reason of a choice")
+            return
+        if thought := delta.thought:
+            events.append(ReasoningDelta(choice.number, thought))
+            tokens = _least_tokens(thought)
+            choice.estimate += tokens
+            choice.reasoning_estimate += tokens
+        if text := delta.text:
+            events.append(TextDelta(choice.number, text))
+            choice.estimate += _least_tokens(text)
+        for call in delta.tool_calls or ():
+            self._take_call(choice, call, events)
+
+    def _take_call(self, choice: "_Choice", wire: WireCall, events: list[ChatEvent]) -> None:
+        function = wire.function or WireFunction()
+        call = choice.call(wire, function.name or "")
+        if function.name and not call.name:
+            call.name = function.name
+            call.index = choice.started
+            choice.started += 1
+            choice.estimate += 1
+            outward = self._call_ids(choice.number, call.id, call.name)
+            events.append(ToolCallStarted(choice.number, call.index, outward, call.name))
+        arguments = _text(function.arguments)
+        if not call.name:
+            call.held.append(arguments)
+            return
+        if call.held:
+            arguments = "".join([*call.held, arguments])
+            call.held.clear()
+        if not arguments:
+            return
+        events.append(ArgumentsDelta(choice.number, call.index, arguments))
+        choice.estimate += _least_tokens(arguments)
+
+    def _close(self, events: list[ChatEvent]) -> None:
+        """End what is not ended. A usage of the whole answer is shared out as the estimates are."""
+        if self._total is not None and self._total.completion_tokens >= self.completion_tokens:
+            _share_out(self._total, self._choices)
+        for choice in self._choices:
+            if not choice.ended:
+                estimated = Usage(self.prompt_tokens, choice.estimate, self.cached_tokens, choice.reasoning_estimate)
+                self._end(choice, choice.usage or estimated, events)
+
+    def _end(self, choice: "_Choice", usage: Usage, events: list[ChatEvent]) -> None:
+        assert choice.finish is not None
+        choice.usage = usage
+        choice.ended = True
+        self._open -= 1
+        events.append(Finished(choice.number, choice.finish, usage))
+
+
+class _Call:
+    """`index` counts the started calls of the choice; a call starts when its name is known."""
+
+    __slots__ = ("held", "id", "index", "name")
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.index = -1
+        self.name = ""
+        self.held: list[str] = []
+
+
+class _Choice:
+    __slots__ = (
+        "_by_index",
+        "_calls",
+        "ended",
+        "estimate",
+        "finish",
+        "number",
+        "reasoning_estimate",
+        "started",
+        "usage",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.estimate = 0
+        self.reasoning_estimate = 0
+        self.started = 0
+        self.finish: FinishReason | None = None
+        self.usage: Usage | None = None
+        self.ended = False
+        self._by_index: dict[int, _Call] = {}
+        self._calls: list[_Call] = []
+
+    @property
+    def tokens(self) -> int:
+        """As the server counts them, once all have been counted."""
+        if self.usage is None:
+            return self.estimate
+        return self.usage.completion_tokens if self.ended else max(self.usage.completion_tokens, self.estimate)
+
+    @property
+    def nameless(self) -> bool:
+        """Whether a call never got a name."""
+        return any(not call.name for call in self._calls)
+
+    def goes_on(self, delta: Delta) -> bool:
+        """Whether there is more in it than white space, which some servers send after the end."""
+        if delta.thought.strip() or delta.text.strip():
+            return True
+        functions = [(wire, wire.function) for wire in delta.tool_calls or () if wire.function is not None]
+        return any(
+            _text(function.arguments).strip() or (function.name and not self.call(wire, function.name).name)
+            for wire, function in functions
+        )
+
+    def call(self, wire: WireCall, name: str) -> _Call:
+        """The call that a delta belongs to, made when it is a new one."""
+        latest = self._calls[-1] if self._calls else None
+        known = latest if wire.index is None else self._by_index.get(wire.index)
+        if known is None or _begins_another(known, wire, name):
+            known = _Call(wire.id or "")
+            self._calls.append(known)
+            if wire.index is not None:
+                self._by_index[wire.index] = known
+        elif wire.id and not known.name:
+            known.id = wire.id
+        return known
+
+
+def _begins_another(call: _Call, wire: WireCall, name: str) -> bool:
+    """Whether a delta with the index of `call`, or none, is of a new call.
+
+    Some servers give all calls the same index, some none at all; others repeat name and id, or make up a new id for
+    every delta. A name that comes again under another id is a new call; without index and id any name is.
+    """
+    if not name or not call.name:
+        return False
+    if wire.id:
+        return wire.id != call.id
+    return wire.index is None
+
+
+def _finish_reason(choice: _Choice, given: str) -> FinishReason:
+    """Calls make it `tool_calls`, and nothing else does."""
+    if given == "content_filter":
+        raise ContentFiltered
+    reason = _REASONS.get(given)
+    if reason is None:
+        raise broken("gave an answer a finish_reason that is not known")
+    if choice.nameless:
+        raise broken("called a function without a name")
+    if reason == "length":
+        return reason
+    return "tool_calls" if choice.started else "stop"
+
+
+def _share_out(total: Usage, choices: list[_Choice]) -> None:
+    """Give each choice without a usage its part of `total`, in proportion to the estimates; the last gets the rest."""
+    open_choices = [choice for choice in choices if choice.usage is None]
+    known = [choice.usage for choice in choices if choice.usage is not None]
+    left = max(total.completion_tokens - sum([usage.completion_tokens for usage in known]), 0)
+    thought_left = max(total.reasoning_tokens - sum([usage.reasoning_tokens for usage in known]), 0)
+    weight = sum([choice.estimate for choice in open_choices])
+    for choice in open_choices:
+        last = choice is open_choices[-1]
+        tokens = left if last or not weight else left * choice.estimate // weight
+        thought = min(thought_left, tokens)
+        choice.usage = Usage(total.prompt_tokens, tokens, total.cached_tokens, thought)
+        left -= tokens
+        thought_left -= thought
+        weight -= choice.estimate
+
+
+def _count(given: int | None) -> int:
+    return max(given or 0, 0)
+
+
+def _least_tokens(text: str) -> int:
+    return 1 if len(text) <= _LONG else len(text) // 8
+
+
+def _joined(parts: list[WirePart] | None) -> str:
+    texts = [part.text for part in parts or () if part.text is not None]
+    if len(texts) < len(parts or ()):
+        raise broken("sent a part of a message that is no text")
+    return "".join(texts)
+
+
+def _text(arguments: str | dict[str, Any] | None) -> str:
+    """Arguments are text; some servers send the object itself."""
+    if isinstance(arguments, dict):
+        return msgspec.json.encode(arguments).decode()
+    return arguments or ""

@@ -1,0 +1,236 @@
+"""Processes that are kept running: started without our secrets, logged, started again when they end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+from moonbase.errors import ConfigurationError, UpstreamFailed, WorkerDied
+
+_log = logging.getLogger(__name__)
+
+_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "CUDA_HOME")
+_KEPT_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "KMP_", "TBB_", "CUDA_VISIBLE_", "NVIDIA_VISIBLE_", "NCCL_")
+_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+_LONGEST_PAUSE = 30.0
+_STABLE = 60.0  # seconds of work after which an end counts as the first again
+_LOG_LINE = 2000  # bytes of a line that are worth logging
+_PROBE_PAUSE = 0.25
+_KILLING = 5.0  # seconds that killing many processes may take
+
+
+def scrubbed(environ: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
+    """The variables that a child may see: nothing that could be a secret. `also` are more beginnings of names."""
+    kept = {
+        name: text
+        for name, text in environ.items()
+        if name in _KEPT or (name.startswith((*_KEPT_PREFIXES, *also)) and not any(word in name for word in _SECRETS))
+    }
+    return {"LANG": "C.UTF-8", **kept, "PYTHONUTF8": "1"}
+
+
+def leashed(command: Sequence[str], grace: float) -> list[str]:
+    """The command that runs `command` so that neither it nor what it starts outlives us by more than `grace` s."""
+    return [sys.executable, "-m", "moonbase.engines.leash", str(grace), *command]
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def child(
+    command: Sequence[str],
+    *,
+    name: str,
+    environment: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
+    grace: float = 0.0,
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a process, log what it prints, and end it on leaving.
+
+    Its standard input is a pipe that we only ever close, which tells it that we are gone; `grace` is how many seconds
+    it then has before it is killed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=dict(environment),
+        pass_fds=pass_fds,
+    )
+    logs = asyncio.create_task(_forward_log(process, name))
+    try:
+        yield process
+    finally:
+        ended = asyncio.ensure_future(_end(process, logs, grace))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(ended)
+
+
+async def _end(process: asyncio.subprocess.Process, logs: asyncio.Task[None], grace: float) -> None:
+    if process.returncode is None and grace:
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), grace)
+    if process.returncode is None:
+        process.kill()
+    await asyncio.gather(process.wait(), logs, return_exceptions=True)
+
+
+async def _forward_log(process: asyncio.subprocess.Process, name: str) -> None:
+    """Log line by line; what we run prints no prompt text."""
+    assert process.stdout is not None
+    rest = b""
+    while data := await process.stdout.read(4096):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line.strip():
+                _log.info("%s: %s", name, line[:_LOG_LINE].decode(errors="replace"))
+        rest = rest[:_LOG_LINE]
+
+
+def ending(process: asyncio.subprocess.Process) -> str:
+    """How a process ended, in words."""
+    code = process.returncode
+    assert code is not None
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+class Keeper:
+    """Lets a process live again and again, with growing pauses between lives that are short."""
+
+    def __init__(self, name: str, life: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        """`life` is one life of the process: it calls its argument when the process can work and always raises,
+        `WorkerDied` telling why it ended, `OSError`, or `ConfigurationError`.
+        """
+        self._name = name
+        self._life = life
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """Begin the first life and wait until the process can work. Raises `WorkerDied` if it ends before."""
+        became_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep(became_ready))
+        try:
+            await became_ready
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the process. Idempotent."""
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _keep(self, became_ready: asyncio.Future[None]) -> None:
+        def ready() -> None:
+            if not became_ready.done():
+                became_ready.set_result(None)
+
+        ends = 0
+        while not self._closing:  # a cancellation may be spent on waiting for the dead process
+            started = time.monotonic()
+            try:
+                await self._life(ready)
+            except (OSError, WorkerDied, ConfigurationError) as error:
+                if not became_ready.done():
+                    became_ready.set_exception(WorkerDied(str(error)))
+                    return
+                _log.error("the %s ended: %s", self._name, error)
+            ends = 1 if time.monotonic() - started > _STABLE else ends + 1
+            self.restarts += 1
+            await asyncio.sleep(0 if ends == 1 else min(0.25 * 2**ends, _LONGEST_PAUSE))
+
+
+class ServerProcess:
+    """A server of somebody else's that runs for us alone, and is kept running."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        probe: Callable[[], Awaitable[bool]],
+        *,
+        environment: Mapping[str, str],
+        load_timeout: float,
+        grace: float = 10.0,
+    ) -> None:
+        """`probe` asks the server whether it can work; it may raise `UpstreamFailed` or `TimeoutError` for no, and
+        `ConfigurationError` when it is of no use.
+
+        `load_timeout` is how many seconds it has for that, `grace` what it has to end by itself.
+        """
+        self._name = name
+        self._command = leashed(command, grace)
+        self._probe = probe
+        self._environment = environment
+        self._load_timeout = load_timeout
+        self._grace = grace + _KILLING
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper = Keeper(f"{name} server", self._life)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that holds the server on its leash; None while there is none."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def restarts(self) -> int:
+        return self._keeper.restarts
+
+    async def start(self) -> None:
+        """Start the server and wait until it can work. Raises `WorkerDied` if it ends before."""
+        await self._keeper.start()
+
+    async def close(self) -> None:
+        """End the server. Idempotent."""
+        await self._keeper.close()
+
+    def end_life(self) -> bool:
+        """It is of no use any more: end it, with all it has started, for the next life to begin.
+
+        False when it is being ended already.
+        """
+        if self._process is None or self._process.stdin is None or self._process.stdin.is_closing():
+            return False
+        self._process.stdin.close()
+        return True
+
+    async def _life(self, ready: Callable[[], None]) -> None:
+        async with child(
+            self._command, name=self._name, environment=self._environment, grace=self._grace
+        ) as self._process:
+            ended = asyncio.ensure_future(self._process.wait())
+            try:
+                async with asyncio.timeout(self._load_timeout):
+                    while not ended.done() and not await self._can_work():
+                        await asyncio.wait([ended], timeout=_PROBE_PAUSE)
+                if not ended.done():
+                    ready()
+                await ended
+            except TimeoutError:
+                raise WorkerDied(f"it was not ready within {self._load_timeout:g} s") from None
+            finally:
+                ended.cancel()
+            raise WorkerDied(ending(self._process))
+
+    async def _can_work(self) -> bool:
+        try:
+            return await self._probe()
+        except (UpstreamFailed, TimeoutError):
+            return False

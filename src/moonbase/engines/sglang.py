@@ -1,0 +1,200 @@
+"""The `sglang` engine: `/generate` of an SGLang server, prompts and outputs as token ids.
+
+Written after SGLang's documentation and source, and not run against a real one. Constraints need an xgrammar in it
+whose grammars can ask for tokens (0.2).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from moonbase.chat.events import EngineFinish
+from moonbase.config import EngineSettings
+from moonbase.engines.base import Delta, Engine, GenerateRequest, Tokenizer
+from moonbase.engines.openai_models import ServedModels
+from moonbase.engines.process import free_port
+from moonbase.engines.token_server import (
+    LEAST_TOP_P,
+    Reader,
+    Refusal,
+    ServerFacts,
+    TokenServerEngine,
+    Wire,
+    code_of,
+    local_model,
+    python_of,
+)
+
+_SPENT = b"[DONE]"
+_TOO_LONG = ("longer than the model's context length", "exceeds the model's maximum context length")
+
+
+class _Finish(Struct, frozen=True):
+    """`type` is `stop`, `length` or `abort`; `matched` the token that it stopped at."""
+
+    type: str
+    matched: int | str | None = None
+    status_code: int | None = None
+    message: str | None = None
+
+
+class _Meta(Struct, frozen=True):
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reason: _Finish | None = None
+
+
+class _Problem(Struct, frozen=True):
+    message: str = ""
+    code: int | str | None = None
+
+
+class _Chunk(Struct, frozen=True):
+    """One event of a choice. `output_ids` are the new tokens, or all there are, as the server was started."""
+
+    output_ids: list[int] = []
+    meta_info: _Meta = _Meta()
+    index: int = 0
+    error: _Problem | None = None
+
+
+class _Refused(Struct, frozen=True):
+    error: _Problem
+
+
+class _Sampling(Struct, frozen=True, omit_defaults=True):
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    n: int
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    stop_token_ids: tuple[int, ...]
+    structural_tag: str | None = None
+
+
+class _Body(Struct, frozen=True, omit_defaults=True):
+    """`extra_key` separates prefix caches."""
+
+    input_ids: list[int]
+    sampling_params: _Sampling
+    stream: bool
+    rid: str
+    extra_key: str | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_chunks = msgspec.json.Decoder(_Chunk)
+
+
+class SglangWire:
+    """Implements `Wire`."""
+
+    name = "sglang"
+    path = "/generate"
+    facts_path = "/v1/models"
+
+    def facts(self, body: bytes, wanted: str | None) -> ServerFacts:
+        model = msgspec.json.decode(body, type=ServedModels).pick(wanted)
+        return ServerFacts(model.id, model.max_model_len)
+
+    def body(self, request: GenerateRequest, tag: str | None, model: str) -> bytes:
+        sampling = request.sampling
+        return _encoder.encode(
+            _Body(
+                input_ids=request.prompt_ids.tolist(),
+                sampling_params=_Sampling(
+                    max_new_tokens=request.max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=max(sampling.top_p, LEAST_TOP_P),
+                    top_k=-1,
+                    min_p=0.0,
+                    n=sampling.n,
+                    presence_penalty=sampling.presence_penalty,
+                    frequency_penalty=sampling.frequency_penalty,
+                    repetition_penalty=1.0,
+                    stop_token_ids=request.stop_ids,
+                    structural_tag=tag,
+                ),
+                stream=True,
+                rid=request.request_id,
+                extra_key=request.cache_scope or None,
+            )
+        )
+
+    def reader(self, request: GenerateRequest) -> Reader:
+        return _Reader(request)
+
+    def refusal(self, status: int, body: bytes) -> Refusal:
+        try:
+            problem = msgspec.json.decode(body, type=_Refused).error
+        except msgspec.DecodeError:
+            return Refusal(status)
+        return _refusal(status, problem.message)
+
+
+class _Reader:
+    """Knows how many tokens of each choice have been seen."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self._stop_ids = request.stop_ids
+        self._seen = [0] * request.sampling.n
+
+    def feed(self, event: bytes) -> list[Delta] | Refusal:
+        if event == _SPENT:
+            return []
+        chunk = _chunks.decode(event)
+        if chunk.error is not None:
+            return _refusal(chunk.error.code if isinstance(chunk.error.code, int) else 400, chunk.error.message)
+        meta, finish = chunk.meta_info, chunk.meta_info.finish_reason
+        if finish is not None and finish.type not in ("stop", "length"):
+            return _refusal(finish.status_code or 503, finish.message or "")
+        seen = self._seen[chunk.index]
+        self._seen[chunk.index] = meta.completion_tokens
+        new = meta.completion_tokens - seen
+        ids = chunk.output_ids[-new:] if new > 0 else []
+        end: EngineFinish | None = None
+        if finish is not None:
+            end = "stop" if finish.type == "stop" else "length"
+            if end == "stop" and ids and (ids[-1] == finish.matched or ids[-1] in self._stop_ids):
+                ids = ids[:-1]
+        if not ids and end is None:
+            return []
+        return [Delta(chunk.index, ids, end, 0 if seen else meta.cached_tokens)]
+
+
+def _refusal(status: int, message: str) -> Refusal:
+    return Refusal(status, too_long=any(text in message for text in _TOO_LONG))
+
+
+def sglang_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path | None = None) -> TokenServerEngine:
+    """An SGLang server at `settings.url`, or without one a server started here for the folder `model`.
+
+    Raises `ConfigurationError` for a bad address, and when there is neither.
+    """
+    wire = SglangWire()
+    if settings.url is not None:
+        return TokenServerEngine(settings, tokenizer, wire, settings.url)
+    port = free_port()
+    command = _command(settings, local_model("sglang", model), port)
+    return TokenServerEngine(settings, tokenizer, wire, f"http://127.0.0.1:{port}", command)
+
+
+def _command(settings: EngineSettings, model: Path, port: int) -> list[str]:
+    """The published recipe (kimi-protocol.md 7.3) without what reads and writes messages, which is our part."""
+    return [
+        *(python_of("sglang"), "-m", "sglang.launch_server", "--model-path", str(model)),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.name),
+        *("--max-running-requests", str(settings.max_running), *code_of(model), *settings.arguments),
+    ]
+
+
+if TYPE_CHECKING:
+
+    def _conforms(wire: SglangWire, engine: TokenServerEngine) -> tuple[Wire, Engine]:
+        return wire, engine

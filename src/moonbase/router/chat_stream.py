@@ -1,0 +1,226 @@
+"""One answer of an upstream that speaks chat itself, read as events."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Self
+
+from moonbase.chat.events import ChatEvent
+from moonbase.dialects.openai.client.answer import AnswerReader
+from moonbase.dialects.openai.client.failure import broken, refused
+from moonbase.engines.upstream.events import EventReader
+from moonbase.engines.upstream.exchange import Exchange, Headers
+from moonbase.errors import ApiError, EngineUnavailable, UpstreamFailed
+
+_MAX_WAITING = 256 * 1024  # bytes that wait for the reader before the socket is left alone
+_MAX_WHOLE = 64 * 1024 * 1024  # bytes of an answer that is no stream
+_MAX_REFUSAL = 64 * 1024  # bytes of an error's body that are read
+_LINGER = 1.0  # seconds in which a response may end after its answer has, so that its connection can be kept
+
+_Kind = Literal["events", "whole", "refused"]
+
+
+class ChatStream:
+    """An `EventStream`, and the sink of its response: bytes are kept as they come and read when the reader asks.
+
+    Leaving it cancels the response unless the answer is complete. `exchange` is set by whoever opens it.
+    """
+
+    exchange: Exchange
+
+    def __init__(
+        self,
+        reader: AnswerReader,
+        choices: int,
+        passed_on: str | None,
+        told: Callable[[ApiError], ApiError],
+        left: Callable[["ChatStream"], None],
+    ) -> None:
+        """`told` makes of a failure what a client may know, `left` is told of the end; `passed_on` as for `refused`."""
+        self.choices = choices
+        self._last_put: float | None = None
+        self._reader = reader
+        self._passed_on = passed_on
+        self._told = told
+        self._left = left
+        self._events = EventReader()
+        self._kind: _Kind = "events"
+        self._status = 200
+        self._retry_after: str | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0  # of the chunks
+        self._over = False  # nothing more comes
+        self._cut: UpstreamFailed | None = None
+        self._error: ApiError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._linger: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left(self)
+        if self._over:
+            return
+        if self._reader.complete:
+            self.exchange.resume()
+            self._linger = asyncio.get_running_loop().call_later(_LINGER, self.exchange.cancel)
+        else:
+            self._stop()
+
+    @property
+    def last_put(self) -> float | None:
+        """Now, while output waits to be read: the upstream is not what is late then."""
+        return time.monotonic() if self._chunks and self._kind == "events" else self._last_put
+
+    @property
+    def open(self) -> bool:
+        return self._error is None and not self._reader.complete
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As the upstream counts them once it has told, our own count before."""
+        return self._reader.prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Known when the upstream tells, at the end of an answer as a rule."""
+        return self._reader.cached_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        """As the upstream counts them once it has told, an estimate from below before (`AnswerReader`)."""
+        return self._reader.completion_tokens
+
+    @property
+    def unbelieved(self) -> list[str]:
+        """What the upstream has counted as it cannot be, by its names."""
+        return self._reader.unbelieved
+
+    def abort(self, error: ApiError) -> None:
+        if self.open:
+            self._error = error
+            self._stop()
+            self._wake()
+
+    async def read(self) -> list[ChatEvent]:
+        while True:
+            events = self._take()
+            if events or self._reader.complete:
+                return events
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    # From the upstream
+
+    def head(self, status: int, headers: Headers) -> None:
+        self._status = status
+        content_type = (headers.get("content-type") or "text/event-stream").partition(";")[0].strip().lower()
+        if status != 200:
+            self._kind = "refused"
+            self._retry_after = headers.get("retry-after")
+        elif content_type == "application/json":
+            self._kind = "whole"
+        elif content_type != "text/event-stream":
+            self._fail(broken(f"answered with {content_type[:40]!r} in the place of events"))
+
+    def data(self, data: bytes) -> None:
+        if not self.open:
+            return
+        self._chunks.append(data)
+        self._size += len(data)
+        match self._kind:
+            case "events":
+                if self._size > _MAX_WAITING:
+                    self.exchange.pause()
+                self._wake()
+            case "whole" if self._size > _MAX_WHOLE:
+                self._fail(broken(f"sent an answer of more than {_MAX_WHOLE} bytes"))
+            case "refused" if self._size > _MAX_REFUSAL:
+                self._stop()
+                self._wake()
+
+    def end(self) -> None:
+        self._over = True
+        if self._linger is not None:
+            self._linger.cancel()
+        self._wake()
+
+    def failed(self, error: UpstreamFailed) -> None:
+        self._cut = error
+        self.end()
+
+    def _take(self) -> list[ChatEvent]:
+        """The events of all that has come. What breaks the answer is kept for the next read."""
+        events: list[ChatEvent] = []
+        if not self._chunks and not self._over:
+            return events
+        try:
+            if self._kind == "events":
+                self._read_events(events)
+            elif self._over and self._error is None:
+                self._read_whole(events)
+        except UpstreamFailed as error:
+            self._fail(broken(error.reason))
+        except ApiError as error:
+            self._fail(error)
+        if events:
+            self._last_put = time.monotonic()
+        return events
+
+    def _read_events(self, events: list[ChatEvent]) -> None:
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        if self._size > _MAX_WAITING and not self._over:
+            self.exchange.resume()
+        self._size = 0
+        for payload in self._events.feed(data):
+            self._reader.feed(payload, events)
+        if self._over and self.open:
+            self._end(events)
+
+    def _read_whole(self, events: list[ChatEvent]) -> None:
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        if self._kind == "refused":
+            raise refused(self._status, body, retry_after=self._retry_after, passed_on=self._passed_on)
+        if self._cut is not None:
+            raise EngineUnavailable() from self._cut
+        self._reader.whole(body, events)
+
+    def _end(self, events: list[ChatEvent]) -> None:
+        """The response is over: the answer is too when all but its usage came."""
+        try:
+            self._reader.end(events)
+        except ApiError:
+            if self._cut is None:
+                raise
+        else:
+            return
+        raise EngineUnavailable() from self._cut
+
+    def _fail(self, error: ApiError) -> None:
+        """End the answer, and the connection with it: what misbehaved is not used again."""
+        if self._error is None:
+            self._error = self._told(error)
+        self._chunks.clear()
+        self._stop()
+        self._wake()
+
+    def _stop(self) -> None:
+        """Nothing more is wanted from the upstream."""
+        if not self._over:
+            self._over = True
+            self.exchange.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

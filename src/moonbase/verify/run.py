@@ -1,0 +1,72 @@
+"""A whole examination: every section that was asked for, one report."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct, to_builtins
+
+from moonbase.engines.upstream.client import UpstreamClient
+from moonbase.engines.upstream.limits import UpstreamLimits
+from moonbase.verify.contract import chosen_checks, verify_contract
+from moonbase.verify.endpoint import Access, Endpoint
+from moonbase.verify.probe import ModelTraits, Probe
+from moonbase.verify.prompt_tokens import RULE as PROMPT_RULE
+from moonbase.verify.prompt_tokens import PromptCase, verify_prompt_tokens
+from moonbase.verify.report import Report, Result, Selection
+from moonbase.verify.schemas import RULES as SCHEMA_RULES
+from moonbase.verify.schemas import SchemaPlan, SchemaRun
+from moonbase.verify.vendor import RULES as VENDOR_RULES
+from moonbase.verify.vendor import VendorPlan, VendorRun
+
+Progress = Callable[[str, int], Callable[[], None]]
+"""Told a section's name and the number of its steps; returns what to call after each."""
+
+
+class Examination(Struct, frozen=True, kw_only=True):
+    """What is examined, and how. Sections that are None are left out. `timeout` is in seconds of silence."""
+
+    url: str
+    access: Access
+    traits: ModelTraits = ModelTraits()
+    selection: Selection = Selection()
+    timeout: float = 600.0
+    ca_file: str | None = None
+    schemas: SchemaPlan | None = None
+    vendor: VendorPlan | None = None
+    prompts: tuple[PromptCase, ...] = ()
+
+
+async def examine(wanted: Examination, progress: Progress) -> Report:
+    """Run it. Raises `EndpointFailed` when the endpoint is not there, and `ConfigurationError` for bad files."""
+    started = time.monotonic()
+    limits = UpstreamLimits(first_byte_timeout=wanted.timeout, idle_timeout=wanted.timeout)
+    results: list[Result] = []
+    figures: dict[str, Any] = {}
+    async with UpstreamClient(wanted.url, limits=limits, ca_file=wanted.ca_file) as client:
+        endpoint = Endpoint(client, wanted.access)
+        vendor = None if wanted.vendor is None else VendorRun(endpoint, wanted.vendor)
+        await endpoint.introduce()
+        selection = wanted.selection
+        if checks := chosen_checks(wanted.traits, selection):
+            probe = Probe(endpoint, wanted.traits)
+            results += await verify_contract(probe, checks, progress("contract", len(checks)))
+        if wanted.prompts and selection.wants(PROMPT_RULE):
+            step = progress("prompt tokens", len(wanted.prompts))
+            result, figures["prompt_tokens"] = await verify_prompt_tokens(endpoint, wanted.prompts, step)
+            results.append(result)
+        if wanted.schemas is not None and selection.wants_any(SCHEMA_RULES):
+            run = SchemaRun(endpoint, wanted.schemas)
+            results += await run.run(selection, progress("schemas", run.total))
+            figures["schemas"] = {"overall": to_builtins(run.overall), "bounded": to_builtins(run.limited)}
+        if vendor is not None and selection.wants_any(VENDOR_RULES):
+            found, figures["vendor"] = await vendor.run(selection, progress("requests", vendor.total))
+            results += found
+    return Report(
+        url=wanted.url,
+        model=endpoint.model,
+        requests=endpoint.requests,
+        seconds=round(time.monotonic() - started, 3),
+        results=tuple(results),
+        figures=figures,
+    )

@@ -1,0 +1,74 @@
+"""Grammars that are written again and again."""
+
+import json
+
+from moonbase.chat.constraint import AnyText, ConstString, JsonSchema, Marker, Or, Sequence
+from moonbase.engines.grammar import Grammars, grammar
+from moonbase.engines.json_rules import Budget
+from moonbase.engines.structural_tag import OpenVINODialect
+
+
+class Counting(OpenVINODialect):
+    """Counts how often the rules of JSON values are made."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def finished(self, rules: dict[str, str], unspelled: tuple[str, ...]) -> dict[str, str]:
+        self.made += 1
+        return super().finished(rules, unspelled)
+
+
+def calls(number: int, count: int = 3) -> Or:
+    return Or(
+        tuple(
+            [
+                Sequence((ConstString(f"tool_{tool}:{number}"), JsonSchema(f'{{"type":"integer","minimum":{tool}}}')))
+                for tool in range(count)
+            ]
+        )
+    )
+
+
+def test_an_equal_constraint_is_written_once():
+    grammars = Grammars(Counting())
+    assert grammars.write(calls(1)) is grammars.write(calls(1))
+
+
+def test_known_schemas_are_not_translated_again():
+    dialect = Counting()
+    grammars = Grammars(dialect)
+    grammars.write(calls(1))
+
+    text = grammars.write(calls(2)).text
+
+    assert dialect.made == 1
+    assert text == grammar(calls(2), OpenVINODialect())
+
+
+def test_nothing_is_kept_without_room():
+    dialect = Counting()
+    grammars = Grammars(dialect, capacity=0)
+    assert grammars.write(calls(1)) == grammars.write(calls(1))
+    assert dialect.made == 2
+
+
+def test_what_follows_free_text_is_not_lost():
+    text = grammar(Sequence((AnyText(("<x>",)), ConstString("end"), Marker("<x>"))), OpenVINODialect())
+    assert text.find("end") > 0
+
+
+def test_a_grammar_is_no_longer_than_its_budget():
+    class Narrow(OpenVINODialect):
+        budget = Budget(characters=5_000)
+
+    def enumeration(number: int) -> str:
+        return json.dumps({"type": "string", "enum": [f"value_{number}_{each}" for each in range(100)]})
+
+    def members(number: int) -> str:
+        names = [f"name_{number}_{each}" for each in range(100)]
+        return json.dumps({"type": "object", "properties": {name: {"type": "boolean"} for name in names}})
+
+    for schema in (enumeration, members):
+        many = Or(tuple([JsonSchema(schema(number)) for number in range(50)]))
+        assert len(grammar(many, Narrow())) < 20_000 < len(grammar(many, OpenVINODialect()))

@@ -1,0 +1,122 @@
+"""Servers of others that are kept running: ended with all they have started, and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.engines.token_server import until
+
+from moonbase.engines.process import ServerProcess, leashed, scrubbed
+from moonbase.errors import WorkerDied
+
+pytestmark = pytest.mark.anyio
+
+FAMILY = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import os, signal, time\\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\\nos.setsid()\\n"
+    "open(%r, 'a').write(f'{os.getpid()} ')\\ntime.sleep(600)" % sys.argv[1]])
+open(sys.argv[1], "a").write(f"{os.getpid()} ")
+time.sleep(600)
+"""
+
+
+def members(file: Path) -> list[int]:
+    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+def alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def server(file: Path, lives: int = 1) -> ServerProcess:
+    """One that is ready when as many processes as in `lives` lives have told their ids."""
+
+    async def probe() -> bool:
+        return len(members(file)) >= 2 * lives
+
+    command = [sys.executable, "-c", FAMILY, str(file)]
+    return ServerProcess("family", command, probe, environment=scrubbed(os.environ), load_timeout=20, grace=1)
+
+
+async def test_a_server_is_ended_with_what_it_has_started(tmp_path: Path):
+    file = tmp_path / "pids"
+    process = server(file)
+    await process.start()
+    assert all(map(alive, members(file)))
+    os.kill(members(file)[0], signal.SIGSTOP)  # it does not end by itself
+    await process.close()
+    assert not any(map(alive, members(file)))
+    assert process.pid is None
+
+
+async def test_a_server_that_dies_is_started_again_and_leaves_nothing(tmp_path: Path):
+    file = tmp_path / "pids"
+    process = server(file)
+    await process.start()
+    try:
+        first = members(file)
+        os.kill(max(first, key=_parent_of(process)), signal.SIGKILL)
+        await until(lambda: len(members(file)) == 4, seconds=20)
+        assert process.restarts == 1
+        assert not any(map(alive, first))
+    finally:
+        await process.close()
+
+
+def _parent_of(process: ServerProcess):
+    """Sorts the child of the leash last."""
+    return lambda pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(process.pid)
+
+
+def test_a_server_does_not_outlive_us(tmp_path: Path):
+    file = tmp_path / "pids"
+    holder = subprocess.Popen(leashed([sys.executable, "-c", FAMILY, str(file)], 1), stdin=subprocess.PIPE)
+    while len(members(file)) < 2:
+        time.sleep(0.05)
+    assert holder.stdin is not None
+    holder.stdin.close()  # what the system does when we die
+    holder.wait(30)
+    assert not any(map(alive, members(file)))
+
+
+async def test_a_server_that_ends_at_its_start_is_told():
+    async def never() -> bool:
+        return False
+
+    process = ServerProcess("brief", ["/bin/sh", "-c", "exit 7"], never, environment={}, load_timeout=20)
+    with pytest.raises(WorkerDied, match="exit status 7"):
+        await process.start()
+
+
+async def test_a_server_that_never_becomes_ready_is_told():
+    async def never() -> bool:
+        return False
+
+    process = ServerProcess("slow", ["/bin/sleep", "600"], never, environment={}, load_timeout=0.5)
+    with pytest.raises(WorkerDied, match=r"not ready within 0\.5 s"):
+        await process.start()
+    assert process.pid is None
+
+
+def test_children_see_nothing_that_could_be_a_secret():
+    environ = {
+        "PATH": "/bin",
+        "VLLM_API_KEY": "k",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "AWS_SECRET": "s",
+        "OMP_NUM_THREADS": "2",
+    }
+
+    assert scrubbed(environ, ("VLLM_",)) == {
+        "LANG": "C.UTF-8",
+        "PATH": "/bin",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "2",
+        "PYTHONUTF8": "1",
+    }

@@ -1,0 +1,265 @@
+"""A format, a tokenizer and an engine together: windows, constraints, and events out of deltas."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moonbase.chat.constraint import JsonSchema
+from moonbase.chat.events import (
+    ArgumentsDelta,
+    ChatEvent,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallStarted,
+)
+from moonbase.chat.request import ChatRequest, Conversation, Message, Sampling, TextPart, Tool, ToolChoice
+from moonbase.config import EchoSettings, EngineSettings
+from moonbase.engines.base import ConstraintKind, Delta, EngineDescription, GenerateRequest, Generation
+from moonbase.engines.echo import EchoEngine
+from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
+from moonbase.errors import EngineUnavailable, InvalidRequest
+from moonbase.formats.kimi_k2.format import KimiK2
+from moonbase.router.deployment import window
+from moonbase.router.token_deployment import TokenDeployment, TokenStream
+
+pytestmark = pytest.mark.anyio
+
+TOKENIZER = ApproximateTokenizer()
+
+
+class StillEngine:
+    """An engine of one's own making: it generates what a test puts into `generation`."""
+
+    waiting = running = 0
+    ready = True
+
+    def __init__(self, window: int | None = None, constrains: frozenset[ConstraintKind] = frozenset()) -> None:
+        self.description = EngineDescription(name="still", model="still", window=window, constrains=constrains)
+        self.cancelled: list[int | None] = []
+        self.requests: list[GenerateRequest] = []
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        self.requests.append(request)
+        self.generation = Generation(request.sampling.n, self.cancelled.append)
+        return self.generation
+
+
+def deployment(engine: StillEngine | EchoEngine | None = None, revision: str = "kimi-k2-0905") -> TokenDeployment:
+    return TokenDeployment(
+        "a name",
+        KimiK2(revision),
+        TOKENIZER,
+        engine or EchoEngine(EchoSettings(), TOKENIZER, ()),
+        EngineSettings(),
+    )
+
+
+def conversation(text: str = "Hi", **fields: Any) -> Conversation:
+    return Conversation(messages=(Message(role="user", content=(TextPart(text),)),), **fields)
+
+
+async def opened(
+    under_test: TokenDeployment, text: str = "Hi", *, n: int = 1, stop: tuple[str, ...] = (), **fields: Any
+) -> TokenStream:
+    asked = conversation(text, **fields)
+    request = ChatRequest(model="m", messages=asked.messages, stop=stop)
+    prompt = await under_test.prepare(request, asked, "org")
+    sampling = Sampling(temperature=0.6, top_p=1, n=n, presence_penalty=0, frequency_penalty=0)
+    return prompt.open("id", sampling=sampling, max_tokens=100)
+
+
+async def everything(stream: TokenStream) -> list[ChatEvent]:
+    events: list[ChatEvent] = []
+    while more := await stream.read():
+        events += more
+    return events
+
+
+def tokens(text: str) -> list[int]:
+    return TOKENIZER.encode_plain(text).tolist()
+
+
+def marker(literal: str) -> int:
+    return TOKENIZER.control(literal)
+
+
+SCHEMA = JsonSchema('{"type":"object"}')
+TOOL = Tool(name="f", declaration='{"type":"function","function":{"name":"f"}}', parameters=SCHEMA.schema)
+TOOLS: dict[str, Any] = {"tools": (TOOL,), "arguments": (SCHEMA,)}
+
+
+def test_a_window_is_never_larger_than_the_engines_own() -> None:
+    assert window(deployment(), 262_144) == 262_144
+    assert window(deployment(StillEngine(8_192)), 262_144) == 8_192
+    assert window(deployment(StillEngine(8_192)), 4_096) == 4_096
+
+
+@pytest.mark.parametrize(
+    ("fields", "constrains", "expected"),
+    [
+        ({}, [], None),
+        ({"content": SCHEMA}, ["json_schema"], None),
+        ({"content": SCHEMA}, [], "response_format is not supported: a name cannot be held to a schema"),
+        (TOOLS, ["structural_tag"], None),
+        (TOOLS, ["json_schema"], "tools is not supported: a name cannot be held to their schemas"),
+        ({**TOOLS, "tool_choice": ToolChoice("none")}, [], None),
+    ],
+)
+async def test_an_engine_that_cannot_hold_to_what_is_demanded_is_named(
+    fields: dict[str, Any], constrains: list[ConstraintKind], expected: str | None
+) -> None:
+    under_test = deployment(StillEngine(constrains=frozenset(constrains)))
+    if expected is None:
+        await opened(under_test, **fields)
+    else:
+        with pytest.raises(InvalidRequest, match=expected):
+            await opened(under_test, **fields)
+
+
+async def test_nothing_is_enforced_where_the_operator_wants_none() -> None:
+    engine = StillEngine()
+    await opened(
+        TokenDeployment("it", KimiK2("kimi-k2-0905"), TOKENIZER, engine, EngineSettings(enforce=False)), content=SCHEMA
+    )
+    assert engine.requests[0].constraint is None
+
+
+async def test_tool_calls_are_events_and_the_reason_of_the_end() -> None:
+    engine = StillEngine(constrains=frozenset({"structural_tag"}))
+    section = [
+        *(marker("<|tool_calls_section_begin|>"), marker("<|tool_call_begin|>"), *tokens("functions.f:0")),
+        *(marker("<|tool_call_argument_begin|>"), *tokens('{"a": 1}')),
+        *(marker("<|tool_call_end|>"), marker("<|tool_calls_section_end|>")),
+    ]
+    with await opened(deployment(engine), stop=("{",), **TOOLS) as stream:
+        engine.generation.put([Delta(0, [*tokens("Well"), *section], "stop")])
+        events = await stream.read()
+    assert events[0] == TextDelta(0, "Well")
+    assert events[1] == ToolCallStarted(0, 0, "f:0", "f")
+    arguments = [event.text for event in events if isinstance(event, ArgumentsDelta)]
+    assert "".join(arguments) == '{"a": 1}', "stop strings are for text"
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert (end.reason, end.usage.completion_tokens) == ("tool_calls", 1 + len(section))
+
+
+async def test_reasoning_is_events_of_its_own_and_counted() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine, "kimi-k2.5"), thinking=True) as stream:
+        engine.generation.put([Delta(0, tokens("Hm, let me see"))])
+        assert await stream.read() == [ReasoningDelta(0, "Hm, let me see")]
+        engine.generation.put([Delta(0, [*tokens("So."), marker("</think>"), *tokens("Done")], "stop")])
+        *events, end = await stream.read()
+    assert events == [ReasoningDelta(0, "So."), TextDelta(0, "Done")]
+    assert isinstance(end, Finished)
+    assert end.usage.reasoning_tokens == len(tokens("Hm, let me see")) + len(tokens("So."))
+
+
+async def test_an_echo_is_events_of_words_and_an_end_with_usage() -> None:
+    under_test = deployment()
+    with await opened(under_test, "one two", n=2) as stream:
+        events = await everything(stream)
+    for choice in (0, 1):
+        own = [event for event in events if event.choice == choice]
+        assert [event.text for event in own if isinstance(event, TextDelta)] == ["one ", "two"]
+        end = own[-1]
+        assert isinstance(end, Finished)
+        assert (end.reason, end.usage.completion_tokens) == ("stop", 2)
+    assert not stream.open
+    assert stream.completion_tokens == 4
+
+
+async def test_the_engine_gets_the_prompt_the_stops_of_the_format_and_the_scope() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine), "Hi"):
+        [request] = engine.requests
+    expected = [marker("<|im_user|>"), *tokens("user"), marker("<|im_middle|>"), *tokens("Hi"), marker("<|im_end|>")]
+    end = [marker("<|im_assistant|>"), *tokens("assistant"), marker("<|im_middle|>")]
+    assert request.prompt_ids.tolist()[-len(expected) - len(end) :] == expected + end
+    assert request.stop_ids == (marker("<|im_end|>"), marker("[EOS]"))
+    assert (request.cache_scope, request.user_text, request.max_tokens) == ("org", "Hi", 100)
+
+
+async def test_a_stop_string_ends_one_choice_and_cancels_it_in_the_engine() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine), n=2, stop=("END",)) as stream:
+        engine.generation.put([Delta(0, tokens("go EN")), Delta(1, tokens("also"))])
+        assert await stream.read() == [TextDelta(0, "go "), TextDelta(1, "also")]
+        engine.generation.put([Delta(0, tokens("D more"))])
+        [end] = await stream.read()
+        assert isinstance(end, Finished)
+        assert (end.choice, end.reason) == (0, "stop")
+        assert engine.cancelled == [0]
+        engine.generation.put([Delta(0, tokens("late")), Delta(1, tokens("!"), "length")])
+        assert [event.choice for event in await stream.read()] == [1, 1]
+        assert await stream.read() == []
+    assert engine.cancelled == [0], "nothing was left to cancel"
+
+
+async def test_what_was_held_back_for_a_stop_string_comes_with_the_end() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine), stop=("END",)) as stream:
+        engine.generation.put([Delta(0, tokens("x EN"))])
+        assert await stream.read() == [TextDelta(0, "x ")]
+        engine.generation.put([Delta(0, [], "stop")])
+        assert (await stream.read())[0] == TextDelta(0, "EN")
+
+
+async def test_wake_ups_without_text_are_waited_through() -> None:
+    engine = StillEngine()
+    data = tokens("世界")  # six bytes: the first token ends inside the second character
+    with await opened(deployment(engine)) as stream:
+        engine.generation.put([Delta(0, data[:1])])
+        assert await stream.read() == [TextDelta(0, "世")]
+        engine.generation.put([Delta(0, data[1:], "stop")])
+        assert (await stream.read())[0] == TextDelta(0, "界")
+
+
+async def test_cached_tokens_are_counted_in_the_usage() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine)) as stream:
+        engine.generation.put([Delta(0, tokens("x"), cached_tokens=5), Delta(0, [], "stop")])
+        events = await stream.read()
+    assert stream.cached_tokens == 5
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert end.usage.cached_tokens == 5
+
+
+async def test_leaving_early_cancels_all_that_runs() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine), n=3):
+        pass
+    assert engine.cancelled == [None]
+
+
+async def test_a_failure_comes_after_what_was_put_before() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine)) as stream:
+        engine.generation.put([Delta(0, tokens("part"))])
+        engine.generation.fail(EngineUnavailable())
+        assert await stream.read() == [TextDelta(0, "part")]
+        with pytest.raises(EngineUnavailable):
+            await stream.read()
+    assert engine.cancelled == []
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.txt"
+    path.write_text("世界 🤔 e\u0301\n", encoding="utf-8")
+    return path
+
+
+async def test_a_script_is_played_through_the_same_way(script: Path) -> None:
+    engine = EchoEngine(EchoSettings(script=str(script)), TOKENIZER, ())
+    with await opened(deployment(engine)) as stream:
+        events = await everything(stream)
+    text = "".join([event.text for event in events if isinstance(event, TextDelta)])
+    assert text == "世界 🤔 e\u0301\n"
