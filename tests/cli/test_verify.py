@@ -61,7 +61,7 @@ def sound(start: StartServer) -> Server:
 
 
 def run(server: Server, *args: str, model: str = K2, key: str | None = None) -> Result:
-    arguments = [server.base_url, "--model", model, "--retries", "0", *args]
+    arguments = [server.base_url, "--model", model, "--retries", "0", "--concurrency", "32", *args]
     return CliRunner().invoke(APP, arguments, env={"MOONSHOT_API_KEY": key or server.key, "COLUMNS": "200"})
 
 

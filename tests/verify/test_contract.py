@@ -49,6 +49,7 @@ class Meddling:
 
 class Proxy(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # with fewer places than requests at a time, connecting is tried again after a second
 
     def __init__(self, server: Server, meddling: Meddling) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -58,6 +59,7 @@ class Proxy(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits until its head is acknowledged
     server: Proxy
 
     def do_POST(self) -> None:
@@ -111,7 +113,7 @@ def between(server: Server, meddling: Meddling) -> Iterator[str]:
 
 
 def verify(url: str, key: str, *only: str) -> Report:
-    access = Access(model=K2, api_key=key, retries=0, concurrency=8)
+    access = Access(model=K2, api_key=key, retries=0, concurrency=32)
     wanted = Examination(url=url, access=access, selection=Selection(only), timeout=20)
     return asyncio.run(examine(wanted, lambda _name, _steps: lambda: None))
 

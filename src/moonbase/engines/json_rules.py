@@ -23,8 +23,9 @@ from moonbase.engines import pattern
 from moonbase.engines.json_strings import ESCAPED, Strings
 from moonbase.engines.notation import literal
 from moonbase.engines.number_range import magnitudes, signed
-from moonbase.formats.schemas.nodes import (
-    DIGITS,
+from moonbase.formats.schemas.nodes import DIGITS, graph
+from moonbase.formats.schemas.pattern import Group
+from moonbase.formats.schemas.shapes import (
     AnyValue,
     Array,
     Boolean,
@@ -39,9 +40,7 @@ from moonbase.formats.schemas.nodes import (
     Property,
     Reference,
     String,
-    graph,
 )
-from moonbase.formats.schemas.pattern import Group
 
 _MAX_RANGE_TEXT = 8_000  # characters, for numbers with bounds
 _MAX_ITEMS = 1_000  # of all bounded arrays together

@@ -6,7 +6,8 @@ import random
 from collections.abc import Mapping
 from decimal import Decimal
 
-from moonbase.formats.schemas.nodes import (
+from moonbase.formats.schemas.pattern import Class, Group, Literal
+from moonbase.formats.schemas.shapes import (
     AnyValue,
     Array,
     Boolean,
@@ -21,7 +22,6 @@ from moonbase.formats.schemas.nodes import (
     Reference,
     String,
 )
-from moonbase.formats.schemas.pattern import Class, Group, Literal
 
 _MAX_DEPTH = 4  # from here on, values are as small as the schema allows
 _MANY = 3  # items and characters beyond what is required

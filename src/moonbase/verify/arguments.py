@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema_rs
 from msgspec import Struct
 
-from moonbase.formats.schemas.nodes import AnyValue, Array, Choice, Graph, Node, Object, Reference, String
+from moonbase.formats.schemas.shapes import AnyValue, Array, Choice, Graph, Node, Object, Reference, String
 
 Verdict = str | None
 """Why something is wrong; None when it is right."""

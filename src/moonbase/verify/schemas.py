@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Struct
 
 from moonbase.errors import ConfigurationError
-from moonbase.formats.schemas.nodes import Unenforceable, graph
+from moonbase.formats.schemas.nodes import graph
+from moonbase.formats.schemas.shapes import Unenforceable
 from moonbase.verify.answers import Answer, Json
 from moonbase.verify.arguments import SchemaCheck, begins_json, bounded
 from moonbase.verify.cases import named, tool, user

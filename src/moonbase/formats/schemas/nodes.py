@@ -1,7 +1,7 @@
 """The enforced part of a schema as a graph of what a text may be: what grammars are made of.
 
-Here and nowhere else is settled what follows from a schema as a whole: references, what `anyOf` and its siblings ask
-for together, bounds that leave nothing, recursion that never ends, and what would be too expensive for any engine.
+Here, and in `endings` for recursion, is settled what follows from a schema as a whole: references, what `anyOf` and
+its siblings ask for together, bounds that leave nothing, and what would be too expensive for any engine.
 The graph may be narrower than the schema, never wider but where `pattern` meets length bounds: an object with
 `properties` is closed unless `additionalProperties` opens it, what no value can satisfy is not offered, and numbers
 have at most fifteen digits before and after the point.
@@ -14,11 +14,28 @@ from decimal import Decimal
 from typing import Any
 
 import jsonschema_rs
-from msgspec import Struct
 
 from moonbase.formats.schemas import mfjs
+from moonbase.formats.schemas.endings import check_chains, definition, finite
 from moonbase.formats.schemas.enforced import PATTERNS
-from moonbase.formats.schemas.pattern import Group, parse, with_lengths
+from moonbase.formats.schemas.pattern import parse, with_lengths
+from moonbase.formats.schemas.shapes import (
+    AnyValue,
+    Array,
+    Boolean,
+    Choice,
+    Enumeration,
+    Graph,
+    Node,
+    Nothing,
+    Null,
+    Number,
+    Object,
+    Property,
+    Reference,
+    String,
+    Unenforceable,
+)
 
 DIGITS = 15  # every integer of so many digits is exact in a double
 _MAX_NODES = 20_000
@@ -28,153 +45,16 @@ _LARGEST_LEAST = 262_144
 _SCALAR_BOUNDS: frozenset[str] = frozenset({"minLength", "maxLength", "pattern", "minimum", "maximum"})
 
 
-class AnyValue(Struct, frozen=True):
-    pass
-
-
-class Boolean(Struct, frozen=True):
-    pass
-
-
-class Null(Struct, frozen=True):
-    pass
-
-
-class Nothing(Struct, frozen=True):
-    """What no value satisfies. Not in a finished graph."""
-
-
-class Enumeration(Struct, frozen=True):
-    """`values` are compact JSON texts."""
-
-    values: tuple[str, ...]
-
-
-class String(Struct, frozen=True):
-    """`least` and `most` are in characters."""
-
-    least: int = 0
-    most: int | None = None
-    pattern: Group | None = None
-
-
-class Number(Struct, frozen=True):
-    """From `first` to `last`, both in units of 10 to the power of -`places`; any number where both are None.
-
-    An integer has no places. On a side without a bound of its own (`no_low`, `no_high`) stands what the digits allow.
-    """
-
-    whole: bool
-    first: int | None = None
-    last: int | None = None
-    places: int = 0
-    no_low: bool = False
-    no_high: bool = False
-
-
-class Array(Struct, frozen=True):
-    item: "Node"
-    least: int = 0
-    most: int | None = None
-
-
-class Property(Struct, frozen=True):
-    name: str
-    value: "Node"
-    required: bool
-
-
-class Object(Struct, frozen=True):
-    """`extra` is what members with other names are, None: there are none; `taken` are the names they may not have."""
-
-    properties: tuple[Property, ...]
-    extra: "Node | None"
-    taken: tuple[str, ...] = ()
-
-
-class Choice(Struct, frozen=True):
-    branches: tuple["Node", ...]
-
-
-class Reference(Struct, frozen=True):
-    """A definition of the graph by its name; the empty name is the root."""
-
-    name: str
-
-
-Node = AnyValue | Boolean | Null | Nothing | Enumeration | String | Number | Array | Object | Choice | Reference
-
-
-class Graph(Struct, frozen=True):
-    """Every node of it has a finite value. `definitions` holds what references name, the root as the empty name."""
-
-    definitions: dict[str, Node]
-
-
-class Unenforceable(Exception):
-    """No engine could be held to the schema. `path` is as in `mfjs.Finding`; `hard`: the service refuses it too."""
-
-    def __init__(self, path: str, reason: str, *, hard: bool = False) -> None:
-        super().__init__(reason)
-        self.path = path
-        self.reason = reason
-        self.hard = hard
-
-
 def graph(tree: dict[str, Any]) -> Graph:
     """The graph of the enforced part of a schema. Raises `Unenforceable`."""
-    _check_chains(tree)
+    check_chains(tree)
     builder = _Builder(tree)
-    definitions = builder.build()
-    live = _live(definitions)
-    if id(definitions[""]) not in live:
-        if builder.impossible is not None:
-            raise Unenforceable(*builder.impossible)
-        raise Unenforceable(mfjs.ROOT, mfjs.ENDLESS, hard=True)
-    return Graph(_Pruning(definitions, live).run())
-
-
-def _check_chains(tree: dict[str, Any]) -> None:
-    """Refuse references that lead back to themselves, or through too many others, before anything is written.
-
-    Kahn's algorithm over definitions; an edge is a reference that needs no step into the value.
-    """
-    definitions = {"": tree, **tree.get("$defs", {})}
-    follow = {name: _at_once(schema) for name, schema in definitions.items()}
-    open_ends = dict.fromkeys(definitions, 0)
-    for names in follow.values():
-        for name in names:
-            open_ends[name] += 1
-    ready, length = [name for name, count in open_ends.items() if not count], dict.fromkeys(definitions, 0)
-    done = 0
-    while ready:
-        name = ready.pop()
-        done += 1
-        if length[name] > mfjs.MAX_NESTING:
-            raise Unenforceable(mfjs.ROOT, mfjs.TOO_DEEP, hard=True)
-        for following in follow[name]:
-            length[following] = max(length[following], length[name] + 1)
-            open_ends[following] -= 1
-            if not open_ends[following]:
-                ready.append(following)
-    if done < len(definitions):
-        name = next(name for name, count in open_ends.items() if count)
-        raise Unenforceable(f"$defs.{name}" if name else mfjs.ROOT, mfjs.ENDLESS, hard=True)
-
-
-def _at_once(schema: dict[str, Any]) -> set[str]:
-    """The definitions that a value of `schema` may have to satisfy itself."""
-    found, rest = set(), [schema]
-    while rest:
-        schema = rest.pop()
-        rest += schema.get("anyOf", ())
-        if "$ref" in schema:
-            found.add(_name(schema["$ref"]))
-    return found
-
-
-def _name(reference: str) -> str:
-    return reference.removeprefix("#").removeprefix("/$defs/")
+    definitions = finite(builder.build())
+    if definitions is not None:
+        return Graph(definitions)
+    if builder.impossible is not None:
+        raise Unenforceable(*builder.impossible)
+    raise Unenforceable(mfjs.ROOT, mfjs.ENDLESS, hard=True)
 
 
 class _Builder:
@@ -218,7 +98,7 @@ class _Builder:
 
     def _new(self, schema: dict[str, Any], path: tuple[str, ...], outer: Mapping[str, Any]) -> Node:
         if "$ref" in schema:
-            return self._reference(_name(schema["$ref"]), outer)
+            return self._reference(definition(schema["$ref"]), outer)
         own = {key: value for key, value in schema.items() if key != "$defs"}
         twice = own.keys() & outer.keys() - {"type"}
         for one, other in ((own, outer), (outer, own)):
@@ -342,111 +222,6 @@ class _Builder:
                     return self._nothing(path, f"required property '{name}' is not defined in properties")
                 properties.append(Property(name, extra, required=True))
         return Object(tuple(properties), extra, tuple(given))
-
-
-def _needs(node: Node, definitions: Mapping[str, Node]) -> tuple[Node, ...]:
-    """What must have a finite value that `node` may have one: all of it, but of a choice one."""
-    match node:
-        case Choice(branches):
-            return branches
-        case Reference(name):
-            return (definitions[name],)
-        case Array(item, least) if least:
-            return (item,)
-        case Object(properties):
-            return tuple([each.value for each in properties if each.required])
-        case _:
-            return ()
-
-
-def _inside(node: Node) -> tuple[Node, ...]:
-    match node:
-        case Choice(branches):
-            return branches
-        case Array(item):
-            return (item,)
-        case Object(properties, extra):
-            return (*[each.value for each in properties], *([] if extra is None else [extra]))
-        case _:
-            return ()
-
-
-def _live(definitions: Mapping[str, Node]) -> set[int]:
-    """The nodes that have a finite value, by identity."""
-    nodes: dict[int, Node] = {}
-    rest = list(definitions.values())
-    while rest:
-        node = rest.pop()
-        if id(node) not in nodes:
-            nodes[id(node)] = node
-            rest += _inside(node)
-    dependents: dict[int, list[int]] = {}
-    missing: dict[int, int] = {}
-    live: set[int] = set()
-    ready: list[int] = []
-    for key, node in nodes.items():
-        needs = {id(need) for need in _needs(node, definitions)}
-        missing[key] = min(len(needs), 1) if isinstance(node, Choice) else len(needs)
-        for need in needs:
-            dependents.setdefault(need, []).append(key)
-        if not needs and not isinstance(node, Nothing):
-            ready.append(key)
-    while ready:
-        key = ready.pop()
-        if key in live:
-            continue
-        live.add(key)
-        for dependent in dependents.get(key, ()):
-            missing[dependent] -= 1
-            if missing[dependent] <= 0:
-                ready.append(dependent)
-    return live
-
-
-class _Pruning:
-    """Copies what the root leads to, without what is not live."""
-
-    def __init__(self, definitions: Mapping[str, Node], live: set[int]) -> None:
-        self._definitions = definitions
-        self._live = live
-        self._known: dict[int, Node] = {}
-        self._wanted = [""]
-
-    def run(self) -> dict[str, Node]:
-        pruned: dict[str, Node] = {}
-        while self._wanted:
-            name = self._wanted.pop()
-            if name not in pruned:
-                pruned[name] = self._node(self._definitions[name])
-        return pruned
-
-    def _node(self, node: Node) -> Node:
-        """`node`, which is live, without its parts that are not."""
-        known = self._known.get(id(node))
-        if known is None:
-            known = self._known[id(node)] = self._copy(node)
-        return known
-
-    def _copy(self, node: Node) -> Node:
-        match node:
-            case Choice(branches):
-                kept = [self._node(branch) for branch in branches if id(branch) in self._live]
-                return kept[0] if len(kept) == 1 else Choice(tuple(kept))
-            case Reference(name):
-                self._wanted.append(name)
-                return node
-            case Array(item, least, most):
-                return Array(self._node(item), least, most) if id(item) in self._live else Array(Null(), 0, 0)
-            case Object(properties, extra, taken):
-                kept_properties = [
-                    Property(each.name, self._node(each.value), each.required)
-                    for each in properties
-                    if id(each.value) in self._live
-                ]
-                kept_extra = None if extra is None or id(extra) not in self._live else self._node(extra)
-                return Object(tuple(kept_properties), kept_extra, taken)
-            case _:
-                return node
 
 
 def _identity(outer: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -8,7 +8,8 @@ import msgspec
 
 from moonbase.formats.schemas import mfjs
 from moonbase.formats.schemas.enforced import PATTERN_BYTES, PATTERNS, enforced
-from moonbase.formats.schemas.nodes import Unenforceable, graph
+from moonbase.formats.schemas.nodes import graph
+from moonbase.formats.schemas.shapes import Unenforceable
 from moonbase.formats.schemas.steps import Steps
 
 _LONGEST_REASON = 300  # characters
