@@ -22,7 +22,9 @@ from moonbase.chat.prompt import Control
 from moonbase.chat.request import Conversation, Message, Sampling, TextPart, Tool, ToolChoice
 from moonbase.config import EngineSettings
 from moonbase.engines.base import GenerateRequest, TokenIds
+from moonbase.engines.grammar import Grammar, Grammars
 from moonbase.engines.openvino.engine import OpenVINOEngine
+from moonbase.engines.structural_tag import OpenVINODialect
 from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
 from moonbase.formats.hermes.format import Hermes
 
@@ -51,10 +53,11 @@ class Bench:
         self.engine = OpenVINOEngine(EngineSettings(), path)
         self._tokenizer = HuggingFaceTokenizer.read(path)
         self._format = Hermes()
+        self._grammars = Grammars(OpenVINODialect())
         self._stops = tuple([self._tokenizer.control(name) for name in Hermes.stop_controls])
         self._number = 0
 
-    def request(self, text: str, tokens: int, constraint: Constraint | None, *, ends: bool = True) -> GenerateRequest:
+    def request(self, text: str, tokens: int, grammar: Grammar | None, *, ends: bool = True) -> GenerateRequest:
         """Without `ends` the answer repeats itself to its limit."""
         self._number += 1
         temperature, repeating = (0.6, 0.0) if ends else (0.01, -2.0)
@@ -64,7 +67,7 @@ class Bench:
             sampling=Sampling(temperature=temperature, top_p=1, n=1, presence_penalty=0, frequency_penalty=repeating),
             max_tokens=tokens,
             stop_ids=self._stops,
-            constraint=constraint,
+            grammar=grammar,
         )
 
     def _ids(self, asked: Conversation) -> TokenIds:
@@ -85,7 +88,8 @@ class Bench:
 
     async def _count(self, text: str, tokens: int, constraint: Constraint | None) -> int:
         count = 0
-        with self.engine.generate(self.request(text, tokens, constraint, ends=constraint is not None)) as generation:
+        grammar = None if constraint is None else await self._grammars.prepare(constraint)
+        with self.engine.generate(self.request(text, tokens, grammar, ends=grammar is not None)) as generation:
             while deltas := await generation.read():
                 count += sum(len(delta.token_ids) for delta in deltas)
         return count

@@ -8,6 +8,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.engines.constrained import generated
+
 from moonbase.chat.constraint import Constraint
 from moonbase.chat.request import Sampling
 from moonbase.config import cache
@@ -98,7 +100,7 @@ async def collect(generation: Generation) -> Answer:
 
 
 async def ask(engine: Engine, text: str, **options: Any) -> Answer:
-    return await collect(engine.generate(request(text, **options)))
+    return await collect(generated(engine, request(text, **options)))
 
 
 async def until_ready(engine: Engine, ready: bool = True) -> None:

@@ -20,7 +20,7 @@ from moonbase.chat.constraint import (
 )
 from moonbase.engines.base import TokenIds
 from moonbase.engines.gbnf import GbnfDialect
-from moonbase.engines.grammar import grammar
+from moonbase.engines.grammar import Grammars
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
 
 
@@ -46,7 +46,7 @@ class Vocabulary:
 
 
 def gbnf(constraint: Constraint, *controls: str) -> str:
-    return grammar(constraint, GbnfDialect(Vocabulary(*controls)))
+    return Grammars(GbnfDialect(Vocabulary(*controls))).write(constraint).text
 
 
 def accepts(constraint: Constraint, text: str) -> bool:

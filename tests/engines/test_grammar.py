@@ -1,9 +1,12 @@
 """Grammars that are written again and again."""
 
+import asyncio
 import json
 
+import pytest
+
 from moonbase.chat.constraint import AnyText, ConstString, JsonSchema, Marker, Or, Sequence
-from moonbase.engines.grammar import Grammars, grammar
+from moonbase.engines.grammar import Grammars
 from moonbase.engines.json_rules import Budget
 from moonbase.engines.structural_tag import OpenVINODialect
 
@@ -35,6 +38,20 @@ def test_an_equal_constraint_is_written_once():
     assert grammars.write(calls(1)) is grammars.write(calls(1))
 
 
+@pytest.mark.anyio
+async def test_those_who_wait_for_the_same_long_schemas_share_one_reading():
+    dialect = Counting()
+    grammars = Grammars(dialect, capacity=0)
+    names = {f"name_{number}": {"type": "boolean"} for number in range(2_000)}
+    long = JsonSchema(json.dumps({"type": "object", "properties": names}))
+
+    first, second = await asyncio.gather(grammars.prepare(long), grammars.prepare(long))
+
+    assert first is second
+    assert dialect.made == 1
+    assert await grammars.prepare(long) == first
+
+
 def test_known_schemas_are_not_translated_again():
     dialect = Counting()
     grammars = Grammars(dialect)
@@ -43,7 +60,7 @@ def test_known_schemas_are_not_translated_again():
     text = grammars.write(calls(2)).text
 
     assert dialect.made == 1
-    assert text == grammar(calls(2), OpenVINODialect())
+    assert text == Grammars(OpenVINODialect()).write(calls(2)).text
 
 
 def test_nothing_is_kept_without_room():
@@ -54,7 +71,7 @@ def test_nothing_is_kept_without_room():
 
 
 def test_what_follows_free_text_is_not_lost():
-    text = grammar(Sequence((AnyText(("<x>",)), ConstString("end"), Marker("<x>"))), OpenVINODialect())
+    text = Grammars(OpenVINODialect()).write(Sequence((AnyText(("<x>",)), ConstString("end"), Marker("<x>")))).text
     assert text.find("end") > 0
 
 
@@ -71,4 +88,5 @@ def test_a_grammar_is_no_longer_than_its_budget():
 
     for schema in (enumeration, members):
         many = Or(tuple([JsonSchema(schema(number)) for number in range(50)]))
-        assert len(grammar(many, Narrow())) < 20_000 < len(grammar(many, OpenVINODialect()))
+        narrow, wide = [len(Grammars(dialect).write(many).text) for dialect in (Narrow(), OpenVINODialect())]
+        assert narrow < 20_000 < wide

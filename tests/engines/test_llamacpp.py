@@ -14,6 +14,7 @@ pytest.importorskip("xllamacpp")
 
 from tests.e2e.server import kimi_vocabulary
 from tests.engines import tiny_k2_gguf
+from tests.engines.constrained import generated
 from tests.engines.openvino import END_OF_TURN, MODEL, TOKENIZER, collect, prompt, request, until_ready
 from tests.engines.tiny_k2 import GOLDENS
 from tests.engines.token_server import request as kimi_request
@@ -104,7 +105,7 @@ def constrained(schema: dict[str, object], *, spaced: bool = False) -> JsonSchem
 
 
 async def answered(engine: LlamaCppEngine, text: str, constraint: Constraint, **options: float) -> str:
-    answer = await collect(engine.generate(request(text, constraint=constraint, max_tokens=200, **options)))
+    answer = await collect(generated(engine, request(text, constraint=constraint, max_tokens=200, **options)))
     assert answer.finish == {0: "stop"}, answer.error
     return answer.text
 
@@ -220,7 +221,7 @@ async def test_free_text_ends_in_the_call_that_it_triggers(engine: LlamaCppEngin
 
 
 async def test_free_text_never_spells_what_it_excludes(engine: LlamaCppEngine) -> None:
-    answer = await collect(engine.generate(request(CAPITAL, temperature=0.0, constraint=AnyText((" is", "Par")))))
+    answer = await collect(generated(engine, request(CAPITAL, temperature=0.0, constraint=AnyText((" is", "Par")))))
     assert answer.text
     assert " is" not in answer.text
     assert "Par" not in answer.text
@@ -356,7 +357,7 @@ CITY = {
 async def test_forced_calls_of_a_random_model_are_valid(kimi: LlamaCppEngine, vocabulary: Path) -> None:
     tokenizer = KimiTokenizer.read(vocabulary)
     constraint = Sequence((Marker(SECTION), calls(CITY)))
-    answer = await collect(kimi.generate(kimi_request(n=4, max_tokens=120, constraint=constraint)))
+    answer = await collect(generated(kimi, kimi_request(n=4, max_tokens=120, constraint=constraint)))
     assert set(answer.finish.values()) == {"stop"}, answer.error
     for tokens in answer.tokens.values():
         for number, (name, arguments) in enumerate(read_calls(tokens, tokenizer), 3):
@@ -368,7 +369,7 @@ async def test_reasoning_comes_first_and_holds_no_marker(kimi: LlamaCppEngine, v
     tokenizer = KimiTokenizer.read(vocabulary)
     thought = tokenizer.control("</think>")
     constraint = Sequence((AnyText((*CALLS, "<think>", "</think>")), Marker("</think>"), Marker(SECTION), Digits()))
-    answer = await collect(kimi.generate(kimi_request(max_tokens=24, constraint=constraint)))
+    answer = await collect(generated(kimi, kimi_request(max_tokens=24, constraint=constraint)))
     assert not {tokenizer.control(literal) for literal in CALLS} & set(answer.tokens[0])
     assert thought not in answer.tokens[0]
     assert answer.finish == {0: "length"}
@@ -378,7 +379,7 @@ async def test_reasoning_comes_first_and_holds_no_marker(kimi: LlamaCppEngine, v
 async def test_a_marker_is_a_token_and_not_its_characters(kimi: LlamaCppEngine, vocabulary: Path) -> None:
     tokenizer = KimiTokenizer.read(vocabulary)
     constraint = Sequence((Marker(SECTION), Marker(CALL), ConstString("x"), Marker(SECTION_END)))
-    answer = await collect(kimi.generate(kimi_request(constraint=constraint)))
+    answer = await collect(generated(kimi, kimi_request(constraint=constraint)))
     plain = tokenizer.encode_plain("x")[0]
     assert answer.tokens[0] == [
         tokenizer.control(SECTION),
@@ -389,9 +390,22 @@ async def test_a_marker_is_a_token_and_not_its_characters(kimi: LlamaCppEngine, 
     assert answer.finish == {0: "stop"}
 
 
+async def test_a_string_that_spells_a_control_token_is_made_of_characters(
+    kimi: LlamaCppEngine, vocabulary: Path
+) -> None:
+    """The server takes the token for its characters; one in four of a random model's would be the token."""
+    tokenizer = KimiTokenizer.read(vocabulary)
+    text = "[BOS]" * 8
+    answer = await collect(generated(kimi, kimi_request(n=4, max_tokens=60, constraint=constrained({"enum": [text]}))))
+    assert set(answer.finish.values()) == {"stop"}, answer.error
+    for tokens in answer.tokens.values():
+        assert tokenizer.control("[BOS]") not in tokens
+        assert json.loads(tokenizer.decode(tokens)) == text
+
+
 async def test_the_file_has_kimis_vocabulary(kimi: LlamaCppEngine, vocabulary: Path) -> None:
     """Every token of a golden is forced through the model by its text, so text and ids agree with ours."""
     tokenizer = KimiTokenizer.read(vocabulary)
     for text in [text for text in GOLDENS if not text.startswith("<|")]:
-        answer = await collect(kimi.generate(kimi_request(max_tokens=60, constraint=ConstString(text))))
+        answer = await collect(generated(kimi, kimi_request(max_tokens=60, constraint=ConstString(text))))
         assert tokenizer.decode(answer.tokens[0]).decode() == text

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.engines.constrained import generated
 from tests.engines.token_server import (
     PROMPT,
     Reply,
@@ -20,7 +21,7 @@ from tests.engines.token_server import (
 )
 from tests.engines.upstream.server import Peer
 
-from moonbase.chat.constraint import Marker
+from moonbase.chat.constraint import JsonSchema, Marker
 from moonbase.config import EngineSettings
 from moonbase.engines.llamacpp.engine import LlamaCppEngine, llamacpp_engine
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
@@ -106,6 +107,7 @@ async def test_a_request_says_all_that_the_server_would_else_choose():
             "repeat_last_n": 4,
             "samplers": ["penalties", "temperature", "top_p"],
             "grammar": "",
+            "logit_bias": [],
             "response_fields": ["index", "tokens", "stop", "stop_type", "timings"],
             "stream": True,
             "return_tokens": True,
@@ -123,9 +125,19 @@ async def test_the_key_is_sent():
 
 async def test_a_constraint_goes_along_as_a_grammar():
     async with serving(events(last("eos"))) as (server, engine):
-        await collect(engine.generate(request(constraint=Marker("<|call|>"))))
+        await collect(generated(engine, request(constraint=Marker("<|call|>"))))
     marker = ApproximateTokenizer().control("<|call|>")
     assert server.bodies[0]["grammar"].startswith(f"root ::= <[{marker}]>\n")
+
+
+async def test_tokens_that_a_constraint_has_no_use_for_are_banned():
+    tokenizer = ApproximateTokenizer()
+    tokens = [tokenizer.control(name) for name in ("[BOS]", "<|tool_call_begin|>", "</think>")]
+    async with token_server({"/health": HEALTHY, "/props": PROPS}, events(last("eos"))) as server:
+        engine = llamacpp_engine(EngineSettings(name="llamacpp", url=server.url), tokenizer)
+        async with running(engine):
+            await collect(generated(engine, request(constraint=JsonSchema('{"type":"string"}'))))
+    assert server.bodies[0]["logit_bias"] == [[tokens[0], -100.0], [tokens[2], -100.0]]
 
 
 async def test_the_prompts_progress_is_no_output_and_tells_what_was_cached():

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("openvino_genai")
 
+from tests.engines.constrained import generated
 from tests.engines.openvino import (
     END_OF_TURN,
     MODEL,
@@ -75,7 +76,7 @@ def constrained(schema: dict[str, object]) -> JsonSchema:
 async def test_it_describes_the_model(engine: OpenVINOEngine) -> None:
     description = engine.description
     assert (description.name, description.model, description.window) == ("openvino", MODEL.stem, 8192)
-    assert description.constrains == {"json_schema", "structural_tag"}
+    assert description.dialect is not None
     assert not description.validates_only
     assert description.reports_cached
 
@@ -161,7 +162,7 @@ async def test_what_openvino_refuses_is_refused_without_its_words(engine: OpenVI
 async def test_a_schema_is_always_obeyed(engine: OpenVINOEngine) -> None:
     runs = [request(BOB, max_tokens=150, constraint=constrained(PERSON), n=MAX_RUNNING) for _ in range(5)]
     for run in runs:
-        answer = await collect(engine.generate(run))
+        answer = await collect(generated(engine, run))
         assert set(answer.finish.values()) == {"stop"}
         for text, tokens in zip(answer.texts, answer.tokens.values(), strict=True):
             assert jsonschema_rs.is_valid(PERSON, json.loads(text)), text

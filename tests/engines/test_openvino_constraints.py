@@ -23,7 +23,8 @@ from moonbase.chat.constraint import (
     Triggered,
 )
 from moonbase.config import cache
-from moonbase.engines.structural_tag import OpenVINODialect, structural_tag
+from moonbase.engines.grammar import Grammars
+from moonbase.engines.structural_tag import OpenVINODialect
 from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
 from moonbase.formats.schemas.schema import read
 
@@ -58,7 +59,7 @@ def write() -> Write:
             config = genai.GenerationConfig(max_new_tokens=limit, do_sample=True, temperature=temperature, rng_seed=run)
             config.stop_token_ids = {END}
             config.structured_output_config = genai.StructuredOutputConfig(
-                structural_tags_config=structural_tag(constraint, OpenVINODialect())
+                structural_tags_config=Grammars(OpenVINODialect()).write(constraint).text
             )
             handles.append(pipeline.add_request(run, prompt, config))
         while pipeline.has_non_finished_requests():

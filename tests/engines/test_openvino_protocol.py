@@ -16,7 +16,7 @@ START = protocol.Start(
     sampling=Sampling(temperature=0.6, top_p=1.0, n=2, presence_penalty=0.0, frequency_penalty=0.0),
     max_tokens=5,
     stop_ids=(0, 2),
-    constraint='{"type":"structural_tag"}',
+    grammar='{"type":"structural_tag"}',
     cache_scope="org-a",
 )
 

@@ -110,7 +110,7 @@ def start(generation: int, *, max_tokens: int = 20, penalty: float = 0.0) -> pro
         sampling=msgspec.structs.replace(request.sampling, presence_penalty=penalty),
         max_tokens=max_tokens,
         stop_ids=(),
-        constraint=None,
+        grammar=None,
         cache_scope="org-a",
     )
 

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from tests.engines.token_server import until
 
-from moonbase.engines.process import ServerProcess, leashed, scrubbed
+from moonbase.engines.process import ServerProcess, child, leashed, scrubbed
 from moonbase.errors import WorkerDied
 
 pytestmark = pytest.mark.anyio
@@ -34,13 +35,22 @@ def alive(pid: int) -> bool:
     return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def always(*command: str) -> Callable[[], Awaitable[Sequence[str]]]:
+    """The same command in every life."""
+
+    async def begin() -> Sequence[str]:
+        return command
+
+    return begin
+
+
 def server(file: Path, lives: int = 1) -> ServerProcess:
     """One that is ready when as many processes as in `lives` lives have told their ids."""
 
     async def probe() -> bool:
         return len(members(file)) >= 2 * lives
 
-    command = [sys.executable, "-c", FAMILY, str(file)]
+    command = always(sys.executable, "-c", FAMILY, str(file))
     return ServerProcess("family", command, probe, environment=scrubbed(os.environ), load_timeout=20, grace=1)
 
 
@@ -89,7 +99,7 @@ async def test_a_server_that_ends_at_its_start_is_told():
     async def never() -> bool:
         return False
 
-    process = ServerProcess("brief", ["/bin/sh", "-c", "exit 7"], never, environment={}, load_timeout=20)
+    process = ServerProcess("brief", always("/bin/sh", "-c", "exit 7"), never, environment={}, load_timeout=20)
     with pytest.raises(WorkerDied, match="exit status 7"):
         await process.start()
 
@@ -98,10 +108,39 @@ async def test_a_server_that_never_becomes_ready_is_told():
     async def never() -> bool:
         return False
 
-    process = ServerProcess("slow", ["/bin/sleep", "600"], never, environment={}, load_timeout=0.5)
+    process = ServerProcess("slow", always("/bin/sleep", "600"), never, environment={}, load_timeout=0.5)
     with pytest.raises(WorkerDied, match=r"not ready within 0\.5 s"):
         await process.start()
     assert process.pid is None
+
+
+async def test_a_command_of_its_own_begins_each_life(tmp_path: Path):
+    file = tmp_path / "lives"
+    lives = 0
+
+    async def begin() -> Sequence[str]:
+        nonlocal lives
+        lives += 1
+        return ["/bin/sh", "-c", f"echo {lives} >> {file}; sleep 0.2"]
+
+    async def there() -> bool:
+        return file.exists()
+
+    process = ServerProcess("changing", begin, there, environment={}, load_timeout=20)
+    await process.start()
+    await until(lambda: file.read_text().startswith("1\n2\n"), seconds=20)
+    await process.close()
+
+
+async def test_a_secret_is_left_out_of_the_log(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    lines = "echo args: key=s3cret-of-ours; head -c 1990 /dev/zero | tr '\\0' x; echo s3cret-of-ours"
+    async with child(["/bin/sh", "-c", lines], name="talker", environment={}, secret="s3cret-of-ours") as process:
+        await process.wait()
+    told = [record.getMessage() for record in caplog.records]
+    assert "talker: args: key=***" in told
+    assert any("x" * 1990 in line for line in told)
+    assert not any("s3c" in line for line in told)
 
 
 def test_children_see_nothing_that_could_be_a_secret():

@@ -1,4 +1,5 @@
-"""An engine whose server is a child of ours: what it does when the server dies or hangs. The server is a small one."""
+"""Engines whose server is a child of ours: how it is started, and what happens when it dies or hangs. The servers are
+small ones."""
 
 import sys
 from array import array
@@ -9,8 +10,10 @@ import pytest
 from tests.engines.token_server import collect, request, running, until
 
 from moonbase.config import EngineSettings
+from moonbase.engines.sglang import sglang_engine
 from moonbase.engines.token_server import TokenServerEngine
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
+from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.vllm import vllm_engine
 from moonbase.errors import EngineUnavailable, FatalRequest
 
@@ -24,13 +27,17 @@ SERVER = (
 from pathlib import Path
 
 samples, port = Path(sys.argv[1]), int(sys.argv[sys.argv.index("--port") + 1])
+authorization = "Bearer " + os.environ["VLLM_API_KEY"]
 paralysed = threading.Event()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if paralysed.is_set():
             threading.Event().wait()
-        self.answer((samples / "models.json").read_bytes() if self.path == "/v1/models" else b"")
+        if self.path == "/health":
+            self.answer(b"")
+        else:
+            self.answer((samples / "models.json").read_bytes())
 
     def do_POST(self):
         prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
@@ -42,7 +49,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer((samples / "stream.txt").read_bytes())
 
     def answer(self, body):
-        self.send_response(200)
+        allowed = self.path == "/health" or self.headers["Authorization"] == authorization
+        body = body if allowed else b""
+        self.send_response(200 if allowed else 401)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -50,22 +59,122 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 )
+# SGLang, too, serves from processes that it spawns, which import its main module again.
+SGLANG = """import http.server, multiprocessing, sys
+
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        allowed = self.path == "/health" or self.headers["Authorization"] == "Bearer " + options["--api-key"]
+        body = b'{"data": [{"id": "k2", "max_model_len": 8192}]}' if allowed else b""
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+def serve():
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
+
+if __name__ == "__main__":
+    print("server_args=", options, flush=True)
+    server = multiprocessing.get_context("spawn").Process(target=serve)
+    server.start()
+    server.join()
+"""
+
+
+def install(program: str, python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program on the PATH that pip seems to have installed; `python` is what its Python runs, as a shell does."""
+    for name, text in (("python", f'#!/bin/sh\n{python} "$@"\n'), (program, f"#!{folder}/python\n")):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+async def statuses(engine: TokenServerEngine, *paths: str) -> list[int]:
+    """What somebody without our key is answered."""
+    found = []
+    async with UpstreamClient(engine.url) as stranger:
+        for path in paths:
+            async with stranger.request("GET", path) as response:
+                found.append(response.status)
+    return found
+
+
+def family(pid: int) -> list[int]:
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *[member for child in children for member in family(child)]]
+
+
+def shown(engine: TokenServerEngine, file: str) -> list[str]:
+    """What the system shows of the server's processes in a file."""
+    assert engine.server_pid is not None
+    return [Path(f"/proc/{pid}/{file}").read_bytes().decode() for pid in family(engine.server_pid)]
+
+
+def key_of(engine: TokenServerEngine, variable: str) -> str:
+    return dict(line.partition("=")[::2] for line in shown(engine, "environ")[0].split("\0"))[variable]
 
 
 @pytest.fixture
 async def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TokenServerEngine]:
     server = tmp_path / "server.py"
     server.write_text(SERVER)
-    for name, text in (
-        ("python", f'#!/bin/sh\nexec {sys.executable} {server} {SAMPLES} "$@"\n'),
-        ("vllm", f"#!{tmp_path}/python\n"),
-    ):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    install("vllm", f"exec {sys.executable} {server} {SAMPLES}", tmp_path, monkeypatch)
     settings = EngineSettings(name="vllm", hang_timeout=1)
     async with running(vllm_engine(settings, ApproximateTokenizer(), tmp_path)) as engine:
         yield engine
+
+
+async def test_a_server_answers_nobody_but_us_and_its_key_is_not_shown(engine: TokenServerEngine) -> None:
+    assert await statuses(engine, "/health", "/v1/models") == [200, 401]
+    key = key_of(engine, "VLLM_API_KEY")
+    assert len(key) >= 32
+    assert not any(key in line for line in shown(engine, "cmdline"))
+    assert (await collect(engine.generate(request(max_tokens=4)))).finish == {0: "length"}
+
+
+async def test_sglang_gets_its_key_where_nobody_else_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    package = tmp_path / "packages" / "sglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "launch_server.py").write_text(SGLANG)
+    install("sglang", f"PYTHONPATH={package.parent} exec {sys.executable}", tmp_path, monkeypatch)
+    async with running(sglang_engine(EngineSettings(name="sglang"), ApproximateTokenizer(), tmp_path)) as engine:
+        assert isinstance(engine, TokenServerEngine)
+        assert engine.description.window == 8192
+        assert await statuses(engine, "/health", "/v1/models") == [200, 401]
+        key = key_of(engine, "MOONBASE_SGLANG_KEY")
+        assert not any(key in line for line in shown(engine, "cmdline"))
+    assert "'--api-key': '***'" in caplog.text
+    assert key not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"), [((), True), (("--trust-remote-code",), False), (("--no-trust-remote-code",), False)]
+)
+async def test_code_of_a_model_runs_only_where_somebody_has_said_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    arguments: tuple[str, ...],
+    warned: bool,
+) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenization_kimi.py").touch()
+    install("vllm", f"exec {sys.executable} {tmp_path}/server.py {SAMPLES}", tmp_path, monkeypatch)
+    settings = EngineSettings(name="vllm", arguments=arguments)
+    async with running(vllm_engine(settings, ApproximateTokenizer(), model)) as engine:
+        assert isinstance(engine, TokenServerEngine)
+        trusted = any("\0--trust-remote-code\0" in line for line in shown(engine, "cmdline"))
+    assert trusted == (arguments == ("--trust-remote-code",))
+    assert ('add "--trust-remote-code" to the arguments' in caplog.text) == warned
 
 
 async def falls(engine: TokenServerEngine, *tokens: int) -> None:
@@ -76,7 +185,9 @@ async def falls(engine: TokenServerEngine, *tokens: int) -> None:
 
 
 async def test_a_request_that_two_servers_died_of_is_refused_and_others_are_not(engine: TokenServerEngine) -> None:
+    first = engine.url
     await falls(engine, DEADLY)
+    assert engine.url != first, "somebody may have taken the port meanwhile"
     await falls(engine, DEADLY)
     with pytest.raises(FatalRequest):
         engine.generate(request(prompt=array("I", [DEADLY])))

@@ -4,9 +4,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.engines.constrained import generated
 from tests.engines.token_server import PROMPT, STOP_IDS, Reply, collect, request, running, token_server
 
-from moonbase.chat.constraint import Marker
+from moonbase.chat.constraint import JsonSchema, Marker
 from moonbase.config import EngineSettings
 from moonbase.engines.sglang import sglang_engine
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
@@ -41,7 +42,7 @@ async def answered(reply: Reply, n: int = 1, **options: Any) -> tuple[Any, Any]:
         settings = EngineSettings(name="sglang", model="k2", url=server.url)
         async with running(sglang_engine(settings, ApproximateTokenizer())) as engine:
             assert engine.description.window == 131072
-            return await collect(engine.generate(request(n=n, **options))), server
+            return await collect(generated(engine, request(n=n, **options))), server
 
 
 @pytest.mark.parametrize("reply", [CUMULATIVE, INCREMENTAL], ids=["all tokens so far", "new tokens"])
@@ -93,6 +94,16 @@ async def test_a_request_says_all_that_the_server_would_else_choose():
             "extra_key": "org-a",
         }
     ]
+
+
+async def test_tokens_that_a_constraint_has_no_use_for_are_banned():
+    tokenizer = ApproximateTokenizer()
+    tokens = [tokenizer.control(name) for name in ("[BOS]", "<|tool_call_begin|>", "</think>")]
+    async with token_server(PAGES, CUMULATIVE) as server:
+        engine = sglang_engine(EngineSettings(name="sglang", url=server.url), tokenizer)
+        async with running(engine):
+            await collect(generated(engine, request(constraint=JsonSchema('{"type":"string"}'))))
+    assert server.bodies[0]["sampling_params"]["logit_bias"] == {str(tokens[0]): -100, str(tokens[2]): -100}
 
 
 @pytest.mark.parametrize(

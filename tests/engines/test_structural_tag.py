@@ -21,7 +21,7 @@ from moonbase.chat.constraint import (
 )
 from moonbase.engines.base import TokenIds
 from moonbase.engines.grammar import Dialect, Grammars
-from moonbase.engines.structural_tag import OpenVINODialect, TokenDialect, structural_tag
+from moonbase.engines.structural_tag import OpenVINODialect, TokenDialect
 
 TOKENS = {"<|call|>": 901, "<|end|>": 902, "</think>": 903}
 STRING = JsonSchema('{"type":"string"}')
@@ -47,7 +47,7 @@ BY_TOKEN, BY_CHARACTER = TokenDialect(Vocabulary()), OpenVINODialect()
 
 
 def rules(constraint: Constraint, dialect: Dialect = BY_TOKEN) -> dict[str, str]:
-    tag = msgspec.json.decode(structural_tag(constraint, dialect))
+    tag = msgspec.json.decode(Grammars(dialect).write(constraint).text)
     assert tag["type"] == "structural_tag"
     assert tag["format"]["type"] == "grammar"
     lines = [line.partition(" ::= ") for line in tag["format"]["grammar"].splitlines()]

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.engines.constrained import generated
 from tests.engines.token_server import (
     PROMPT,
     STOP_IDS,
@@ -24,7 +25,7 @@ from tests.engines.token_server import (
 )
 from tests.engines.upstream.server import Peer
 
-from moonbase.chat.constraint import Marker
+from moonbase.chat.constraint import JsonSchema, Marker
 from moonbase.config import EngineSettings
 from moonbase.engines.token_server import TokenServerEngine
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
@@ -135,10 +136,31 @@ async def test_several_choices_are_never_greedy():
 
 async def test_a_constraint_is_sent_as_a_structural_tag():
     async with serving("call.txt") as (server, engine):
-        await collect(engine.generate(request(constraint=Marker("<|tool_call_begin|>"))))
+        await collect(generated(engine, request(constraint=Marker("<|tool_call_begin|>"))))
     tag = msgspec.json.decode(server.bodies[0]["structured_outputs"]["structural_tag"])
     assert tag["type"] == "structural_tag"
     assert tag["format"]["grammar"].startswith("root ::= Token(")
+
+
+async def test_tokens_that_a_constraint_has_no_use_for_are_banned():
+    tokenizer = ApproximateTokenizer()
+    tokens = [tokenizer.control(name) for name in ("[BOS]", "<|tool_call_begin|>", "</think>")]
+    async with token_server(PAGES, sample(SAMPLES / "call.txt")) as server:
+        engine = vllm_engine(settings(server.url), tokenizer)
+        async with running(engine):
+            await collect(generated(engine, request(constraint=JsonSchema('{"type":"string"}'))))
+    assert server.bodies[0]["logit_bias"] == {str(tokens[0]): -100, str(tokens[2]): -100}
+
+
+async def test_no_more_tokens_are_banned_than_the_server_has_room_for():
+    tokenizer = ApproximateTokenizer()
+    for number in range(2000):
+        tokenizer.control(f"[extra_{number}]")
+    async with token_server(PAGES, sample(SAMPLES / "call.txt")) as server:
+        engine = vllm_engine(settings(server.url), tokenizer)
+        async with running(engine):
+            await collect(generated(engine, request(constraint=Marker("<|tool_call_begin|>"))))
+    assert len(server.bodies[0]["logit_bias"]) == 1024
 
 
 async def test_a_key_is_sent_with_every_request():

@@ -14,6 +14,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 from tests.e2e.server import kimi_vocabulary
+from tests.engines.constrained import generated
 from tests.engines.token_server import Answer, collect, request, running, until
 
 from moonbase.chat.constraint import AnyText, Constraint, JsonSchema, Marker, Or, Sequence
@@ -21,6 +22,7 @@ from moonbase.chat.request import Conversation, Message, TextPart, Tool, ToolCho
 from moonbase.config import EngineSettings
 from moonbase.engines.token_server import TokenServerEngine
 from moonbase.engines.tokenizers.kimi import KimiTokenizer
+from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.vllm import vllm_engine
 from moonbase.errors import EngineUnavailable
 from moonbase.formats.kimi_k2.format import KimiK2
@@ -113,7 +115,7 @@ def conversation(choice: ToolChoice, names: tuple[str, ...] = ("get_weather", "g
 async def ask(
     engine: TokenServerEngine, constraint: Constraint | None, runs: int = 12, limit: int = 600
 ) -> list[Answer]:
-    asked = [engine.generate(request(constraint=constraint, max_tokens=limit)) for _ in range(runs)]
+    asked = [generated(engine, request(constraint=constraint, max_tokens=limit)) for _ in range(runs)]
     return await asyncio.gather(*[collect(generation) for generation in asked])
 
 
@@ -137,6 +139,23 @@ async def test_it_says_what_it_serves_and_gets_no_secret(engine: TokenServerEngi
     environment = _environment(engine.server_pid)
     assert b"VLLM_CPU_KVCACHE_SPACE=1" in environment
     assert b"not-for-children" not in environment
+
+
+async def test_it_answers_nobody_else(engine: TokenServerEngine):
+    async with UpstreamClient(engine.url) as stranger:
+        async with stranger.request("GET", "/health") as response:
+            assert response.status == 200
+        async with stranger.request("GET", "/v1/models") as response:
+            assert response.status == 401
+
+
+async def test_a_string_that_spells_a_control_token_is_made_of_characters(
+    engine: TokenServerEngine, tokenizer: KimiTokenizer
+):
+    text = "[BOS]" * 8
+    for answer in await ask(engine, JsonSchema(msgspec.json.encode({"enum": [text]}).decode()), runs=4, limit=60):
+        assert tokenizer.control("[BOS]") not in answer.tokens[0]
+        assert msgspec.json.decode(tokenizer.decode(answer.tokens[0])) == text
 
 
 def _environment(pid: int | None) -> bytes:

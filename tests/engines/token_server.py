@@ -21,6 +21,8 @@ PROMPT = array("I", [163587, 2482, 163601, 19180, 163586, 163588, 69702, 163601]
 STOP_IDS = (163586, 163585)
 
 Reply = tuple[int, str, bytes]
+SILENCE: Reply = (0, "", b"")
+"""A page that is never answered."""
 Route = Callable[[Peer, Any], Awaitable[Reply | None]]
 
 
@@ -49,6 +51,9 @@ class TokenServer:
                 self.bodies.append(msgspec.json.decode(asked.body))
                 reply = self.answer if isinstance(self.answer, tuple) else await self.answer(peer, self.bodies[-1])
             if reply is None:
+                return
+            if reply is SILENCE:
+                await peer.gone()
                 return
             status, kind, body = reply
             head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -16,8 +16,9 @@ from moonbase.chat.events import (
 )
 from moonbase.chat.request import ChatRequest, Conversation, Message, Sampling, TextPart, Tool, ToolChoice
 from moonbase.config import EchoSettings, EngineSettings
-from moonbase.engines.base import ConstraintKind, Delta, EngineDescription, GenerateRequest, Generation
+from moonbase.engines.base import Delta, EngineDescription, GenerateRequest, Generation
 from moonbase.engines.echo import EchoEngine
+from moonbase.engines.structural_tag import TokenDialect
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
 from moonbase.errors import EngineUnavailable, InvalidRequest
 from moonbase.formats.kimi_k2.format import KimiK2
@@ -35,8 +36,9 @@ class StillEngine:
     waiting = running = 0
     ready = True
 
-    def __init__(self, window: int | None = None, constrains: frozenset[ConstraintKind] = frozenset()) -> None:
-        self.description = EngineDescription(name="still", model="still", window=window, constrains=constrains)
+    def __init__(self, window: int | None = None, *, constrains: bool = False) -> None:
+        dialect = TokenDialect(TOKENIZER) if constrains else None
+        self.description = EngineDescription(name="still", model="still", window=window, dialect=dialect)
         self.cancelled: list[int | None] = []
         self.requests: list[GenerateRequest] = []
 
@@ -103,18 +105,18 @@ def test_a_window_is_never_larger_than_the_engines_own() -> None:
 @pytest.mark.parametrize(
     ("fields", "constrains", "expected"),
     [
-        ({}, [], None),
-        ({"content": SCHEMA}, ["json_schema"], None),
-        ({"content": SCHEMA}, [], "response_format is not supported: a name cannot be held to a schema"),
-        (TOOLS, ["structural_tag"], None),
-        (TOOLS, ["json_schema"], "tools is not supported: a name cannot be held to their schemas"),
-        ({**TOOLS, "tool_choice": ToolChoice("none")}, [], None),
+        ({}, False, None),
+        ({"content": SCHEMA}, True, None),
+        ({"content": SCHEMA}, False, "response_format is not supported: a name cannot be held to a schema"),
+        (TOOLS, True, None),
+        (TOOLS, False, "tools is not supported: a name cannot be held to their schemas"),
+        ({**TOOLS, "tool_choice": ToolChoice("none")}, False, None),
     ],
 )
 async def test_an_engine_that_cannot_hold_to_what_is_demanded_is_named(
-    fields: dict[str, Any], constrains: list[ConstraintKind], expected: str | None
+    fields: dict[str, Any], constrains: bool, expected: str | None
 ) -> None:
-    under_test = deployment(StillEngine(constrains=frozenset(constrains)))
+    under_test = deployment(StillEngine(constrains=constrains))
     if expected is None:
         await opened(under_test, **fields)
     else:
@@ -131,7 +133,7 @@ async def test_nothing_is_enforced_where_the_operator_wants_none() -> None:
 
 
 async def test_tool_calls_are_events_and_the_reason_of_the_end() -> None:
-    engine = StillEngine(constrains=frozenset({"structural_tag"}))
+    engine = StillEngine(constrains=True)
     section = [
         *(marker("<|tool_calls_section_begin|>"), marker("<|tool_call_begin|>"), *tokens("functions.f:0")),
         *(marker("<|tool_call_argument_begin|>"), *tokens('{"a": 1}')),

@@ -9,37 +9,32 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
-from moonbase.chat.constraint import Constraint, JsonSchema
+from moonbase.chat.constraint import Constraint
 from moonbase.chat.events import EngineFinish
 from moonbase.chat.request import Sampling
+from moonbase.engines.grammar import Dialect, Grammar
 from moonbase.errors import ApiError
 
 TokenIds: TypeAlias = "array[int]"  # of type code "I"; arrays cannot be subscripted at run time
-ConstraintKind = Literal["json_schema", "structural_tag"]
-
-
-def constraint_kind(constraint: Constraint) -> ConstraintKind:
-    """What an engine must be able to enforce for this constraint."""
-    return "json_schema" if isinstance(constraint, JsonSchema) else "structural_tag"
 
 
 class EngineDescription(Struct, frozen=True, kw_only=True):
     """What an engine can do.
 
     `window` is prompt plus completion in tokens; None means no limit of its own.
-    `constrains` lists what it enforces while generating; an engine with `validates_only` accepts
-    every constraint and leaves it to the validation after generation. One that `spells_markers` knows no tokens in
-    constraints: a marker that is one token may come as its characters all the same.
+    `dialect` is how it takes grammars, None where it can be held to none; an engine with `validates_only` is told
+    constraints instead and leaves them to the validation after generation. One that `spells_markers` knows no tokens
+    in grammars: a marker that is one token may come as its characters all the same.
     """
 
     name: str
     model: str
     window: int | None
-    constrains: frozenset[ConstraintKind] = frozenset()
+    dialect: Dialect | None = None
     validates_only: bool = False
     reports_cached: bool = False
     spells_markers: bool = False
@@ -50,6 +45,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
 
     `prompt_ids` is not changed by anybody afterwards. `max_tokens` is at least 1 and
     fits the window. Generation stops at any of `stop_ids`, which are not part of the output.
+    `constraint` is what the output must be, and `grammar` the same in the engine's own dialect.
     `cache_scope` separates prefix caches (an organization id). `user_text` is the last user
     message for engines that answer from text.
     """
@@ -60,6 +56,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     max_tokens: int
     stop_ids: tuple[int, ...]
     constraint: Constraint | None = None
+    grammar: Grammar | None = None
     cache_scope: str = ""
     user_text: str = ""
 

@@ -5,6 +5,7 @@ Engines match control tokens by their literal text as well, wherever a grammar a
 text nor a JSON string may spell a marker, or a parser would see one where the grammar saw text.
 """
 
+import asyncio
 from typing import Protocol, assert_never
 
 from msgspec import Struct
@@ -28,6 +29,7 @@ from moonbase.engines.recent import Recent
 
 _NOTHING = '""'
 _CAPACITY = 32 * 1024 * 1024
+_IN_THREAD = 16 * 1024  # characters of schemas; more would hold the event loop for more than a few milliseconds
 
 
 class Grammar(Struct, frozen=True):
@@ -107,6 +109,22 @@ class Grammars:
         self._dialect = dialect
         self._grammars: Recent[Constraint, Grammar] = Recent(capacity)
         self._values: Recent[tuple[tuple[str, ...], tuple[JsonSchema, ...]], _Values] = Recent(capacity)
+        self._in_threads: dict[Constraint, asyncio.Task[Grammar]] = {}
+
+    async def prepare(self, constraint: Constraint) -> Grammar:
+        """The same as `write`, for the event loop: long schemas that are new are read in a thread, once for all who
+        wait for them.
+        """
+        found = self._grammars.get(constraint)
+        if found is not None:
+            return found
+        if sum([len(each.schema) for each in _Parts(constraint).schemas]) <= _IN_THREAD:
+            return self.write(constraint)
+        task = self._in_threads.get(constraint)
+        if task is None:
+            task = self._in_threads[constraint] = asyncio.create_task(asyncio.to_thread(self.write, constraint))
+            task.add_done_callback(lambda _: self._in_threads.pop(constraint))
+        return await asyncio.shield(task)
 
     def write(self, constraint: Constraint) -> Grammar:
         """The grammar of the outputs that `constraint` allows; its start is the rule `root`."""
@@ -129,11 +147,6 @@ class Grammars:
             found = _Values(starts, rules_text(self._dialect.finished(rules.rules, unspelled)) if schemas else "")
             self._values.keep(key, found, len(found.text) + sum([len(each.schema) for each in schemas]))
         return found
-
-
-def grammar(constraint: Constraint, dialect: Dialect) -> str:
-    """One grammar, as `Grammars` writes it."""
-    return Grammars(dialect).write(constraint).text
 
 
 class _Values(Struct, frozen=True):

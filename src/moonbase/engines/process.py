@@ -18,7 +18,7 @@ _KEPT_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "KMP_", "TBB_", "CUDA_VISIBLE_", 
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 _LONGEST_PAUSE = 30.0
 _STABLE = 60.0  # seconds of work after which an end counts as the first again
-_LOG_LINE = 2000  # bytes of a line that are worth logging
+_LOG_LINE = 2000  # characters of a line that are worth logging
 _PROBE_PAUSE = 0.25
 _KILLING = 5.0  # seconds that killing many processes may take
 
@@ -53,11 +53,12 @@ async def child(
     environment: Mapping[str, str],
     pass_fds: Sequence[int] = (),
     grace: float = 0.0,
+    secret: str | None = None,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a process, log what it prints, and end it on leaving.
 
     Its standard input is a pipe that we only ever close, which tells it that we are gone; `grace` is how many seconds
-    it then has before it is killed.
+    it then has before it is killed. `secret` is left out of what is logged.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -67,7 +68,7 @@ async def child(
         env=dict(environment),
         pass_fds=pass_fds,
     )
-    logs = asyncio.create_task(_forward_log(process, name))
+    logs = asyncio.create_task(_forward_log(process, name, secret))
     try:
         yield process
     finally:
@@ -87,7 +88,7 @@ async def _end(process: asyncio.subprocess.Process, logs: asyncio.Task[None], gr
     await asyncio.gather(process.wait(), logs, return_exceptions=True)
 
 
-async def _forward_log(process: asyncio.subprocess.Process, name: str) -> None:
+async def _forward_log(process: asyncio.subprocess.Process, name: str, secret: str | None) -> None:
     """Log line by line; what we run prints no prompt text."""
     assert process.stdout is not None
     rest = b""
@@ -95,8 +96,9 @@ async def _forward_log(process: asyncio.subprocess.Process, name: str) -> None:
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             if line.strip():
-                _log.info("%s: %s", name, line[:_LOG_LINE].decode(errors="replace"))
-        rest = rest[:_LOG_LINE]
+                text = line.decode(errors="replace")
+                _log.info("%s: %s", name, (text.replace(secret, "***") if secret else text)[:_LOG_LINE])
+        rest = rest[: 2 * _LOG_LINE]  # a secret may lie across the end of what is logged
 
 
 def ending(process: asyncio.subprocess.Process) -> str:
@@ -163,24 +165,27 @@ class ServerProcess:
     def __init__(
         self,
         name: str,
-        command: Sequence[str],
+        begin: Callable[[], Awaitable[Sequence[str]]],
         probe: Callable[[], Awaitable[bool]],
         *,
         environment: Mapping[str, str],
         load_timeout: float,
         grace: float = 10.0,
+        secret: str | None = None,
     ) -> None:
-        """`probe` asks the server whether it can work; it may raise `UpstreamFailed` or `TimeoutError` for no, and
-        `ConfigurationError` when it is of no use.
+        """`begin` gives the command at the beginning of each life. `probe` asks the server whether it can work; it may
+        raise `UpstreamFailed` for no, and `ConfigurationError` when it is of no use.
 
-        `load_timeout` is how many seconds it has for that, `grace` what it has to end by itself.
+        `load_timeout` is how many seconds it has for that, `grace` what it has to end by itself. `secret` is left out
+        of what is logged of the server's output.
         """
         self._name = name
-        self._command = leashed(command, grace)
+        self._begin = begin
         self._probe = probe
         self._environment = environment
         self._load_timeout = load_timeout
-        self._grace = grace + _KILLING
+        self._patience = grace
+        self._secret = secret
         self._process: asyncio.subprocess.Process | None = None
         self._keeper = Keeper(f"{name} server", self._life)
 
@@ -213,7 +218,11 @@ class ServerProcess:
 
     async def _life(self, ready: Callable[[], None]) -> None:
         async with child(
-            self._command, name=self._name, environment=self._environment, grace=self._grace
+            leashed(await self._begin(), self._patience),
+            name=self._name,
+            environment=self._environment,
+            grace=self._patience + _KILLING,
+            secret=self._secret,
         ) as self._process:
             ended = asyncio.ensure_future(self._process.wait())
             try:
@@ -232,5 +241,5 @@ class ServerProcess:
     async def _can_work(self) -> bool:
         try:
             return await self._probe()
-        except (UpstreamFailed, TimeoutError):
+        except UpstreamFailed:
             return False

@@ -3,58 +3,102 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from moonbase.engines.process import ServerProcess
+from msgspec import Struct
+
+from moonbase.config import EngineSettings
+from moonbase.engines.base import GenerateRequest
+from moonbase.engines.process import ServerProcess, free_port
 from moonbase.engines.suspects import Suspects
 from moonbase.engines.upstream.client import UpstreamClient
-from moonbase.errors import ConfigurationError, ModelFileError, UpstreamFailed, WorkerDied
+from moonbase.engines.upstream.limits import UpstreamLimits
+from moonbase.errors import (
+    ConfigurationError,
+    EngineUnavailable,
+    FatalRequest,
+    ModelFileError,
+    UpstreamFailed,
+    WorkerDied,
+)
 
 _log = logging.getLogger(__name__)
 
-_PROBE_SECONDS = 5.0  # between two looks at a server that is ready, and the longest that one takes
+_PROBE_SECONDS = 5.0  # between two looks at a server that is ready, and the longest that it may take for an answer
 _RETRY_SECONDS = 0.5  # between two looks at one that is not
 _LOAD_SECONDS = 3600.0  # hundreds of gigabytes take their time
 _MAX_FACTS = 1024 * 1024  # bytes
+_LEAST_ROOM = 1024  # requests at once: a server at a URL may run more of them than `max_running` says
+_LOOKS = 2  # at once, at a server that is being started anew
+RESTART_SECONDS = 5
+"""After which clients are told to come back while a server is away."""
+
+
+class Program(Struct, frozen=True):
+    """A server that can be started here. `command` is its command line for a port of the loopback address.
+
+    It sees nothing but `environment`, and in `key_variable` a key that it has to demand of everybody.
+    """
+
+    command: Callable[[int], Sequence[str]]
+    key_variable: str
+    environment: Mapping[str, str]
 
 
 class ServerWatch:
-    """Looks at a server from `start` to `close`; it opens and closes the client, too.
+    """Looks at a server from `start` to `close`; it makes, opens and closes the client, too.
 
     `ready` is whether it can work. `sure` is False from a request that failed on to the next look: the server may be
-    gone, so what can wait had better do so. `suspects` is told here of the deaths of a server started here.
+    gone, so what can wait had better do so. `suspects` is told here of the deaths of a server started here. `room` is
+    how many requests may be under way at once: looks have connections beside them, so that no crowd hides the server.
     """
 
     def __init__(
         self,
         name: str,
-        url: str,
-        client: UpstreamClient,
+        server: str | Program,
+        settings: EngineSettings,
         *,
         facts_path: str,
         learn: Callable[[bytes], None],
-        hang_timeout: float,
         on_ready: Callable[[], None] | None = None,
-        command: Sequence[str] | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`learn` gets what the server says of itself at `facts_path` whenever it has become ready, and may raise
         `ConfigurationError`; `on_ready` is called after every look that found it so. Its readiness is at `/health`.
-        `command` starts the server here, with nothing but `environment`; it is started anew when it ends, or once it
-        could work and has then not answered for `hang_timeout` seconds.
+        `server` is the URL of one that others have started, or a program: that is started here, and anew when it ends,
+        or once it could work and has then not answered for `settings.hang_timeout` seconds.
+
+        Raises `ConfigurationError` for a bad URL.
         """
         self._name = name
-        self._url = url
-        self._client = client
         self._facts_path = facts_path
         self._learn = learn
         self._on_ready = on_ready
-        self._hang_timeout = hang_timeout
+        self._hang_timeout = settings.hang_timeout
+        self.room = max(_LEAST_ROOM, settings.max_running + settings.max_waiting)
+        self._limits = UpstreamLimits(
+            first_byte_timeout=settings.total_timeout,
+            idle_timeout=settings.total_timeout,
+            max_connections=self.room + _LOOKS,
+        )
         self._process: ServerProcess | None = None
-        if command is not None:
+        self._client: UpstreamClient | None = None
+        if isinstance(server, str):
+            self.url = server
+            self._client = self._connected(settings.api_key)
+        else:
+            self.url = ""  # until it lives
+            key = secrets.token_urlsafe()
             self._process = ServerProcess(
-                name, command, self._probe, environment=environment or {}, load_timeout=_LOAD_SECONDS
+                name,
+                partial(self._begin, server.command, key),
+                self._probe,
+                environment={**server.environment, server.key_variable: key},
+                load_timeout=_LOAD_SECONDS,
+                secret=key,
             )
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
@@ -68,6 +112,12 @@ class ServerWatch:
         self.sure = True
 
     @property
+    def client(self) -> UpstreamClient:
+        """The client of the server as it lives now; there is one once it has been ready."""
+        assert self._client is not None
+        return self._client
+
+    @property
     def pid(self) -> int | None:
         """The process that holds the server started here on its leash; None while there is none."""
         return None if self._process is None else self._process.pid
@@ -78,17 +128,17 @@ class ServerWatch:
         Raises `ModelFileError` when a server started here ends instead, `ConfigurationError` when what answers is no
         such server or does not let us in.
         """
-        await self._client.__aenter__()
-        self._open = True
         try:
             if self._process is not None:
                 await self._process.start()
             else:
+                await self.client.__aenter__()
+                self._open = True
                 await self._probe()
         except WorkerDied as error:
             raise ModelFileError(f"the {self._name} server ended before it could work: {error}") from error
-        except (UpstreamFailed, TimeoutError) as error:
-            self._tell(_words(error))
+        except UpstreamFailed as error:
+            self._tell(error.reason)
         self._task = asyncio.create_task(self._keep_looking())
 
     async def close(self) -> None:
@@ -102,15 +152,25 @@ class ServerWatch:
             await self._process.close()
         if self._open:
             self._open = False
-            await self._client.__aexit__(None, None, None)
+            await self.client.__aexit__(None, None, None)
+
+    def admit(self, request: GenerateRequest) -> None:
+        """Raises `EngineUnavailable` while the server is away or loads its model, and `FatalRequest` for a request that
+        servers started here died of.
+        """
+        if not self.ready:
+            raise EngineUnavailable(RESTART_SECONDS)
+        if self.suspects.fatal(request):
+            raise FatalRequest
 
     def heard(self) -> None:
         """The server shows that it works: tokens flow."""
         self._heard = time.monotonic()
 
-    def lost(self, error: UpstreamFailed) -> None:
-        """A request did not get through, or its answer broke off: see at once whether the server is there."""
-        _log.warning("%s: %s", self._url, error.reason)
+    def lost(self, error: UpstreamFailed, request: GenerateRequest) -> None:
+        """The request did not get through, or its answer broke off: see at once whether the server is there."""
+        _log.warning("%s: %s", self.url, error.reason)
+        self.suspects.fell(request)
         self.sure = False
         self.ready = self.ready and error.began
         self.look()
@@ -119,6 +179,21 @@ class ServerWatch:
         """Look at once."""
         self._look.set()
 
+    def _connected(self, key: str | None) -> UpstreamClient:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return UpstreamClient(self.url, headers=headers, limits=self._limits)
+
+    async def _begin(self, command: Callable[[int], Sequence[str]], key: str) -> Sequence[str]:
+        """A life of the server begins, at a port that is free now: somebody may have taken the one of the last."""
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        before, self._client = self._client, self._connected(key)
+        await self._client.__aenter__()
+        self._open = True
+        if before is not None:
+            await before.__aexit__(None, None, None)
+        return command(port)
+
     async def _keep_looking(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
@@ -126,69 +201,75 @@ class ServerWatch:
                     await self._look.wait()
             alarmed = self._look.is_set()
             self._look.clear()
-            if self.ready and not alarmed and time.monotonic() - self._heard < _PROBE_SECONDS:
+            began = time.monotonic()
+            if self.ready and not alarmed and began - self._heard < _PROBE_SECONDS:
                 continue  # a server that is busy may answer nothing else
             try:
                 await self._probe()
-            except (UpstreamFailed, TimeoutError, ConfigurationError) as error:
-                self.ready = False
-                self._tell(_words(error))
-                self._end_if_hung()
+            except UpstreamFailed as error:
+                if self._heard > began:
+                    self._found()
+                else:
+                    self._missed(error.reason)
+            except ConfigurationError as error:
+                self._missed(str(error))
 
     async def _probe(self) -> bool:
         """Find out whether the server is ready.
 
-        Raises `UpstreamFailed` or `TimeoutError` when there is no answer, `ConfigurationError` when it is no such
-        server or does not let us in.
+        Raises `UpstreamFailed` when there is no answer in time, `ConfigurationError` when it is no such server or does
+        not let us in.
         """
-        async with asyncio.timeout(_PROBE_SECONDS):
-            status, _ = await self._get("/health")
-            if status == 404:
-                raise ConfigurationError(
-                    f"{self._url}: there is no {self._name} server; its url has no path such as /v1"
-                )
-            if status == 200 and not self.ready:
-                status, body = await self._get(self._facts_path)
-                if status in (401, 403):
-                    raise ConfigurationError(f"{self._url}: the server demands another api_key")
-                self._learn(body)
-        self.ready = status == 200
-        if self.ready:
+        status, _ = await self._get("/health")
+        if status == 404:
+            raise ConfigurationError(f"{self.url}: there is no {self._name} server; its url has no path such as /v1")
+        if status == 200 and not self.ready:
+            status, body = await self._get(self._facts_path)
+            if status in (401, 403):
+                raise ConfigurationError(f"{self.url}: the server demands another api_key")
+            self._learn(body)
+        if status == 200:
             self._found()
         else:
             self._tell(f"its /health answers {status}")
+            self.ready = False
         return self.ready
 
     def _tell(self, trouble: str) -> None:
-        """Log why the server cannot be used, once."""
-        if trouble != self._trouble and self._process is None:
-            _log.warning("%s cannot be used: %s", self._url, trouble)
-        self._trouble = trouble
+        """Log why the server cannot be used, once. That one which is started here does not answer yet is no trouble."""
+        if trouble != self._trouble and (self._process is None or self.ready):
+            _log.warning("%s cannot be used: %s", self.url, trouble)
+            self._trouble = trouble
 
     def _found(self) -> None:
-        if self._trouble and self._process is None:
-            _log.info("%s can be used", self._url)
+        """It answers, or is too busy to answer a look while tokens flow."""
+        if self._trouble:
+            _log.info("%s can be used", self.url)
         self._trouble = ""
         lives = 0 if self._process is None else self._process.restarts
         self.suspects.settle(died=lives != self._lives)
         self._lives = lives
         self._answered = time.monotonic()
-        self.sure = True
+        self.ready = self.sure = True
         if self._on_ready is not None:
             self._on_ready()
 
-    def _end_if_hung(self) -> None:
-        """A server that loads is not meant: that it takes too long is seen by who started it."""
+    def _missed(self, trouble: str) -> None:
+        """It did not answer, or not as one that can be used. One that loads is not hung: that it takes too long is seen
+        by who started it.
+        """
+        self._tell(trouble)
+        self.ready = False
         if self._process is None or self._process.restarts != self._lives:
             return
         silent = time.monotonic() - max(self._heard, self._answered) > self._hang_timeout
         if silent and self._process.end_life():
-            _log.error("the %s server has not answered for %g s; it is ended", self._name, self._hang_timeout)
+            _log.error("the %s server has answered nothing for %g s; it is ended", self._name, self._hang_timeout)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        async with self._client.request("GET", path) as response:
-            return response.status, await response.body(_MAX_FACTS)
-
-
-def _words(error: Exception) -> str:
-    return str(error) or f"it does not answer within {_PROBE_SECONDS:g} s"
+        """Raises `UpstreamFailed`."""
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS), self.client.request("GET", path) as response:
+                return response.status, await response.body(_MAX_FACTS)
+        except TimeoutError:
+            raise UpstreamFailed(f"{path} is not answered within {_PROBE_SECONDS:g} s", began=True) from None

@@ -4,6 +4,8 @@ Written after SGLang's documentation and source, and not run against a real one.
 whose grammars can ask for tokens (0.2).
 """
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +16,29 @@ from moonbase.chat.events import EngineFinish
 from moonbase.config import EngineSettings
 from moonbase.engines.base import Delta, Engine, GenerateRequest, Tokenizer
 from moonbase.engines.openai_models import ServedModels
-from moonbase.engines.process import free_port
+from moonbase.engines.process import scrubbed
+from moonbase.engines.server_watch import Program
 from moonbase.engines.token_server import (
+    BAN,
     LEAST_TOP_P,
     Reader,
     Refusal,
     ServerFacts,
     TokenServerEngine,
     Wire,
-    code_of,
     local_model,
     python_of,
+    warn_of_code,
 )
 
 _SPENT = b"[DONE]"
+_KEY_VARIABLE = "MOONBASE_SGLANG_KEY"
+_LAUNCH = f"""import os, runpy, sys
+sys.argv[1:1] = ["--api-key", os.environ.pop("{_KEY_VARIABLE}")]
+runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+"""
+# What `python -m sglang.launch_server` does, with a key. SGLang takes one as an argument only, and those of a process
+# can be read by every account of the machine; its environment by ours alone.
 _TOO_LONG = ("longer than the model's context length", "exceeds the model's maximum context length")
 
 
@@ -76,6 +87,7 @@ class _Sampling(Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float
     stop_token_ids: tuple[int, ...]
     structural_tag: str | None = None
+    logit_bias: dict[int, int] = {}
 
 
 class _Body(Struct, frozen=True, omit_defaults=True):
@@ -103,8 +115,8 @@ class SglangWire:
         model = msgspec.json.decode(body, type=ServedModels).pick(wanted)
         return ServerFacts(model.id, model.max_model_len)
 
-    def body(self, request: GenerateRequest, tag: str | None, model: str) -> bytes:
-        sampling = request.sampling
+    def body(self, request: GenerateRequest, model: str) -> bytes:
+        sampling, grammar = request.sampling, request.grammar
         return _encoder.encode(
             _Body(
                 input_ids=request.prompt_ids.tolist(),
@@ -119,7 +131,8 @@ class SglangWire:
                     frequency_penalty=sampling.frequency_penalty,
                     repetition_penalty=1.0,
                     stop_token_ids=request.stop_ids,
-                    structural_tag=tag,
+                    structural_tag=None if grammar is None else grammar.text,
+                    logit_bias={} if grammar is None else dict.fromkeys(grammar.banned, BAN),
                 ),
                 stream=True,
                 rid=request.request_id,
@@ -177,20 +190,23 @@ def sglang_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path | 
 
     Raises `ConfigurationError` for a bad address, and when there is neither.
     """
-    wire = SglangWire()
-    if settings.url is not None:
-        return TokenServerEngine(settings, tokenizer, wire, settings.url)
-    port = free_port()
-    command = _command(settings, local_model("sglang", model), port)
-    return TokenServerEngine(settings, tokenizer, wire, f"http://127.0.0.1:{port}", command)
+    server = _program(settings, model) if settings.url is None else settings.url
+    return TokenServerEngine(settings, tokenizer, SglangWire(), server)
 
 
-def _command(settings: EngineSettings, model: Path, port: int) -> list[str]:
+def _program(settings: EngineSettings, model: Path | None) -> Program:
+    folder = local_model("sglang", model)
+    warn_of_code("sglang", folder, settings.arguments)
+    environment = scrubbed(os.environ, ("SGLANG_", "HF_HUB_"))
+    return Program(partial(_command, python_of("sglang"), folder, settings), _KEY_VARIABLE, environment)
+
+
+def _command(python: str, model: Path, settings: EngineSettings, port: int) -> list[str]:
     """The published recipe (kimi-protocol.md 7.3) without what reads and writes messages, which is our part."""
     return [
-        *(python_of("sglang"), "-m", "sglang.launch_server", "--model-path", str(model)),
+        *(python, "-c", _LAUNCH, "--model-path", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.name),
-        *("--max-running-requests", str(settings.max_running), *code_of(model), *settings.arguments),
+        *("--max-running-requests", str(settings.max_running), *settings.arguments),
     ]
 
 

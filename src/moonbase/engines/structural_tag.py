@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from moonbase.chat.constraint import Constraint
 from moonbase.engines.base import Tokenizer
-from moonbase.engines.grammar import Dialect, Rules, grammar
+from moonbase.engines.grammar import Dialect, Rules
 from moonbase.engines.json_rules import Budget
 from moonbase.engines.notation import literal
 
@@ -23,11 +22,6 @@ _NAMES = tuple([f"<|{letter}" for letter in string.ascii_lowercase])
 _CONTROL_CHARACTERS = tuple([chr(code) for code in range(0x20)])
 _ANYWHERE = "stop_eos=true, stop_str=()"
 _REST = re.compile(r"rest\d*")
-
-
-def structural_tag(constraint: Constraint, dialect: Dialect) -> str:
-    """The structural tag that holds an output to `constraint`."""
-    return grammar(constraint, dialect)
 
 
 class OpenVINODialect:

@@ -5,11 +5,8 @@ request is one exchange for all its choices. What an exchange brings goes straig
 """
 
 import logging
-import os
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -17,20 +14,15 @@ from msgspec import Struct
 
 from moonbase.config import EngineSettings
 from moonbase.engines.base import Delta, EngineDescription, GenerateRequest, Generation, Tokenizer
-from moonbase.engines.grammar import Grammars
-from moonbase.engines.process import scrubbed
-from moonbase.engines.server_watch import ServerWatch
+from moonbase.engines.server_watch import RESTART_SECONDS, Program, ServerWatch
 from moonbase.engines.structural_tag import TokenDialect
-from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.upstream.events import EventReader
 from moonbase.engines.upstream.exchange import Exchange, Headers
-from moonbase.engines.upstream.limits import UpstreamLimits
 from moonbase.errors import (
     ApiError,
     ConfigurationError,
     EngineOverloaded,
     EngineUnavailable,
-    FatalRequest,
     InvalidRequest,
     PromptTooLong,
     UpstreamFailed,
@@ -38,9 +30,12 @@ from moonbase.errors import (
 
 _log = logging.getLogger(__name__)
 
-_RESTART_SECONDS = 5
 _MAX_ANSWER = 1024 * 1024  # bytes of an answer that is no stream
 _MAX_EVENT = 64 * 1024 * 1024  # the first event of vLLM repeats the prompt
+_CODE_OPTION = "--trust-remote-code"
+BAN = -100
+"""The bias of a token that is banned: the least that servers take. It is no ban for good where nothing else is left, as
+at the end of a grammar for a token that ends the turn."""
 LEAST_TOP_P = 1e-6  # servers refuse 0, which clients may send; this little leaves the likeliest token alone, too
 
 
@@ -89,7 +84,7 @@ class Wire(Protocol):
         """
         ...
 
-    def body(self, request: GenerateRequest, tag: str | None, model: str) -> bytes: ...
+    def body(self, request: GenerateRequest, model: str) -> bytes: ...
 
     def reader(self, request: GenerateRequest) -> Reader: ...
 
@@ -97,47 +92,23 @@ class Wire(Protocol):
 
 
 class TokenServerEngine:
-    """A server at `url`; with a `command`, one that is started here for us alone and kept running."""
+    """A server at a URL, or one that is started here for us alone and kept running."""
 
-    def __init__(
-        self,
-        settings: EngineSettings,
-        tokenizer: Tokenizer,
-        wire: Wire,
-        url: str,
-        command: Sequence[str] | None = None,
-        environment: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """`tokenizer` is the one that requests are encoded with; `environment` is added to what a server here gets.
+    def __init__(self, settings: EngineSettings, tokenizer: Tokenizer, wire: Wire, server: str | Program) -> None:
+        """`tokenizer` is the one that requests are encoded with; `server` is a URL or what is to be started.
 
         Raises `ConfigurationError` for a bad address.
         """
         self._settings = settings
         self._wire = wire
-        self.url = url
-        self._grammars = Grammars(TokenDialect(tokenizer))
-        self._client = UpstreamClient(
-            url,
-            headers={} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"},
-            limits=UpstreamLimits(first_byte_timeout=settings.total_timeout, idle_timeout=settings.total_timeout),
-        )
         self.description = EngineDescription(
             name=wire.name,
             model=settings.model or "",
             window=None,
-            constrains=frozenset({"json_schema", "structural_tag"}),
+            dialect=TokenDialect(tokenizer),
             reports_cached=True,
         )
-        self._watch = ServerWatch(
-            wire.name,
-            url,
-            self._client,
-            facts_path=wire.facts_path,
-            learn=self._learn,
-            hang_timeout=settings.hang_timeout,
-            command=command,
-            environment={**scrubbed(os.environ, (f"{wire.name.upper()}_", "HF_HUB_")), **environment},
-        )
+        self._watch = ServerWatch(wire.name, server, settings, facts_path=wire.facts_path, learn=self._learn)
         self._runs: set[_Run] = set()
 
     @property
@@ -153,6 +124,11 @@ class TokenServerEngine:
         return sum([len(run.open - run.begun) for run in self._runs])
 
     @property
+    def url(self) -> str:
+        """Where the server is; one that is started here has another port in every life."""
+        return self._watch.url
+
+    @property
     def server_pid(self) -> int | None:
         """The process that holds the server started here on its leash; None while there is none."""
         return self._watch.pid
@@ -163,29 +139,29 @@ class TokenServerEngine:
 
     async def close(self) -> None:
         for run in list(self._runs):
-            run.give_up(EngineUnavailable(_RESTART_SECONDS))
+            run.give_up(EngineUnavailable(RESTART_SECONDS))
         await self._watch.close()
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Send the request.
 
         Raises `EngineUnavailable` while the server is away or loads its model, `EngineOverloaded` when too many
-        choices wait for their first token, and `FatalRequest` for a request that servers started here died of.
+        choices wait for their first token or too many requests are under way, and `FatalRequest` for a request that
+        servers started here died of.
         """
-        if not self.ready:
-            raise EngineUnavailable(_RESTART_SECONDS)
-        if self._watch.suspects.fatal(request):
-            raise FatalRequest
+        self._watch.admit(request)
         suspect = self._watch.suspects.deaths(request) > 1
         if suspect and any(run.suspect for run in self._runs):  # which of them was it? One after the other will tell
             raise EngineOverloaded
         if self.waiting and self.waiting + request.sampling.n > self._settings.max_waiting:
             raise EngineOverloaded
-        tag = None if request.constraint is None else self._grammars.write(request.constraint).text
+        if len(self._runs) >= self._watch.room:
+            raise EngineOverloaded
         run = _Run(self, request, self._wire, suspect=suspect)
         self._runs.add(run)
-        body = self._wire.body(request, tag, self.description.model)
-        run.exchange = self._client.stream("POST", self._wire.path, {"Content-Type": "application/json"}, body, run)
+        body = self._wire.body(request, self.description.model)
+        headers = {"Content-Type": "application/json"}
+        run.exchange = self._watch.client.stream("POST", self._wire.path, headers, body, run)
         return run.generation
 
     def refused(self, refusal: Refusal, request: GenerateRequest) -> ApiError:
@@ -201,14 +177,13 @@ class TokenServerEngine:
             case _:
                 self._watch.suspects.fell(request)
                 self._watch.look()
-                return EngineUnavailable(_RESTART_SECONDS)
+                return EngineUnavailable(RESTART_SECONDS)
 
     def heard(self) -> None:
         self._watch.heard()
 
     def lost(self, error: UpstreamFailed, request: GenerateRequest) -> None:
-        self._watch.suspects.fell(request)
-        self._watch.lost(error)
+        self._watch.lost(error, request)
 
     def ended(self, run: "_Run") -> None:
         self._runs.discard(run)
@@ -262,7 +237,7 @@ class _Run:
                 deltas += found
         except (UpstreamFailed, msgspec.DecodeError):
             _log.warning("the %s server sent what is no event of a completion", self._wire.name)
-            problem = EngineUnavailable(_RESTART_SECONDS)
+            problem = EngineUnavailable(RESTART_SECONDS)
         if deltas:
             self._put(deltas)
         if problem is not None:
@@ -274,12 +249,12 @@ class _Run:
             self.give_up(self._engine.refused(refusal, self._request))
         elif self.open:
             _log.warning("the %s server ended a response before its last event", self._wire.name)
-            self.give_up(EngineUnavailable(_RESTART_SECONDS))
+            self.give_up(EngineUnavailable(RESTART_SECONDS))
 
     def failed(self, error: UpstreamFailed) -> None:
         if self.open:
             self._engine.lost(error, self._request)
-            self.give_up(EngineUnavailable(_RESTART_SECONDS))
+            self.give_up(EngineUnavailable(RESTART_SECONDS))
 
     def give_up(self, error: ApiError) -> None:
         """The reader gets what has come, then `error`."""
@@ -327,6 +302,14 @@ def local_model(engine: str, model: Path | None) -> Path:
     return model.resolve()
 
 
-def code_of(model: Path) -> tuple[str, ...]:
-    """The option with which servers run the code that lies in a model's folder, as Kimi's own tokenizer does."""
-    return ("--trust-remote-code",) if any(model.glob("*.py")) else ()
+def warn_of_code(engine: str, model: Path, arguments: tuple[str, ...]) -> None:
+    """Log that there is code in a model's folder, as Kimi's tokenizer is, when nobody has said whether it may run."""
+    decided = any(_CODE_OPTION.lstrip("-") in argument.replace("_", "-") for argument in arguments)
+    if not decided and any(model.glob("*.py")):
+        _log.warning(
+            'there is code in %s (*.py), which %s runs only if told to: if you trust it, add "%s" to the arguments of '
+            "the engine (engine.arguments, or those of the deployment)",
+            model,
+            engine,
+            _CODE_OPTION,
+        )

@@ -4,6 +4,8 @@ Written against vLLM 0.32, whose answers `tests/engines/vllm_samples` has. Of ol
 and an xgrammar whose grammars can ask for tokens (0.2).
 """
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +16,23 @@ from moonbase.chat.events import EngineFinish
 from moonbase.config import EngineSettings
 from moonbase.engines.base import Delta, Engine, GenerateRequest, Tokenizer
 from moonbase.engines.openai_models import ServedModels
-from moonbase.engines.process import free_port
+from moonbase.engines.process import scrubbed
+from moonbase.engines.server_watch import Program
 from moonbase.engines.token_server import (
+    BAN,
     LEAST_TOP_P,
     Reader,
     Refusal,
     ServerFacts,
     TokenServerEngine,
     Wire,
-    code_of,
     local_model,
     python_of,
+    warn_of_code,
 )
 
 _GREEDY_BELOW = 0.01  # vLLM takes less for greedy, of which it makes one choice only
+_MOST_BANS = 1024  # vLLM has room for the biases of so many tokens, and ends with an error over it
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 _SPENT = b"[DONE]"
 
@@ -78,7 +83,10 @@ class _StructuredOutputs(Struct, frozen=True):
 
 
 class _Body(Struct, frozen=True, omit_defaults=True):
-    """The body of a request. What a model's own `generation_config.json` may set is set here."""
+    """The body of a request. What a model's own `generation_config.json` may set is set here.
+
+    Of `logit_bias` vLLM takes -100 to 100 for tokens of its vocabulary. With speculative decoding it ignores them.
+    """
 
     model: str
     prompt: list[int]
@@ -99,6 +107,7 @@ class _Body(Struct, frozen=True, omit_defaults=True):
     request_id: str
     cache_salt: str | None = None
     structured_outputs: _StructuredOutputs | None = None
+    logit_bias: dict[int, int] = {}
 
 
 _encoder = msgspec.json.Encoder()
@@ -116,8 +125,8 @@ class VllmWire:
         model = msgspec.json.decode(body, type=ServedModels).pick(wanted)
         return ServerFacts(model.id, model.max_model_len)
 
-    def body(self, request: GenerateRequest, tag: str | None, model: str) -> bytes:
-        sampling = request.sampling
+    def body(self, request: GenerateRequest, model: str) -> bytes:
+        sampling, grammar = request.sampling, request.grammar
         return _encoder.encode(
             _Body(
                 model=model,
@@ -138,7 +147,8 @@ class VllmWire:
                 skip_special_tokens=False,
                 request_id=request.request_id,
                 cache_salt=request.cache_scope or None,
-                structured_outputs=None if tag is None else _StructuredOutputs(tag),
+                structured_outputs=None if grammar is None else _StructuredOutputs(grammar.text),
+                logit_bias={} if grammar is None else dict.fromkeys(grammar.banned[:_MOST_BANS], BAN),
             )
         )
 
@@ -205,26 +215,23 @@ def vllm_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path | No
 
     Raises `ConfigurationError` for a bad address, and when there is neither.
     """
-    wire = VllmWire()
-    if settings.url is not None:
-        return TokenServerEngine(settings, tokenizer, wire, settings.url)
-    port = free_port()
-    command = _command(settings, local_model("vllm", model), port)
-    return TokenServerEngine(settings, tokenizer, wire, f"http://127.0.0.1:{port}", command, _QUIET)
+    server = _program(settings, model) if settings.url is None else settings.url
+    return TokenServerEngine(settings, tokenizer, VllmWire(), server)
 
 
-def _command(settings: EngineSettings, model: Path, port: int) -> list[str]:
+def _program(settings: EngineSettings, model: Path | None) -> Program:
+    folder = local_model("vllm", model)
+    warn_of_code("vllm", folder, settings.arguments)
+    environment = {**scrubbed(os.environ, ("VLLM_", "HF_HUB_")), **_QUIET}
+    return Program(partial(_command, python_of("vllm"), folder, settings), "VLLM_API_KEY", environment)
+
+
+def _command(python: str, model: Path, settings: EngineSettings, port: int) -> list[str]:
     """The published recipe (kimi-protocol.md 7.3) without what reads and writes messages, which is our part."""
     return [
-        *(python_of("vllm"), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.name),
-        *(
-            "--max-num-seqs",
-            str(settings.max_running),
-            "--enable-prompt-tokens-details",
-            *code_of(model),
-            *settings.arguments,
-        ),
+        *("--max-num-seqs", str(settings.max_running), "--enable-prompt-tokens-details", *settings.arguments),
     ]
 
 

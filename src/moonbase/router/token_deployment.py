@@ -10,7 +10,8 @@ from moonbase.chat.events import ChatEvent, Finished, FinishReason, OutputEvent,
 from moonbase.chat.prompt import Prompt, Segment
 from moonbase.chat.request import ChatRequest, Conversation, Sampling
 from moonbase.config import EngineSettings
-from moonbase.engines.base import Delta, Engine, GenerateRequest, Generation, TokenIds, Tokenizer, constraint_kind
+from moonbase.engines.base import Delta, Engine, GenerateRequest, Generation, TokenIds, Tokenizer
+from moonbase.engines.grammar import Grammar, Grammars
 from moonbase.errors import ApiError, InvalidRequest
 from moonbase.formats.base import Format, Parser
 from moonbase.formats.output import OutputDecoder, StopStrings
@@ -43,6 +44,8 @@ class TokenDeployment:
         self._stop_ids = tuple(single_tokens(tokenizer, format.stop_controls).values())
         marker_ids = single_tokens(tokenizer, format.markers)
         self._marker_ids = {number: literal for literal, number in marker_ids.items()}
+        dialect = engine.description.dialect
+        self._grammars = None if dialect is None else Grammars(dialect)
         spelled = engine.description.spells_markers
         self._text_markers = tuple([literal for literal in format.markers if spelled or literal not in marker_ids])
 
@@ -71,8 +74,11 @@ class TokenDeployment:
     async def prepare(self, request: ChatRequest, conversation: Conversation, scope: str) -> "PreparedPrompt":
         told = self.enforces or self._engine.description.validates_only  # what only validates may know what is asked
         constraint = self._constraint(conversation) if told else None
+        grammar = None
+        if constraint is not None and self._grammars is not None:
+            grammar = await self._grammars.prepare(constraint)
         prompt, ids = await self._encoder.encode(conversation, scope)
-        return PreparedPrompt(self, prompt, ids, request.stop, conversation, constraint, scope)
+        return PreparedPrompt(self, prompt, ids, request.stop, conversation, constraint, grammar, scope)
 
     def _constraint(self, conversation: Conversation) -> Constraint | None:
         """What the engine is to enforce; a free answer needs no enforcing where the engine cannot."""
@@ -80,7 +86,7 @@ class TokenDeployment:
         if constraint is None:
             return None
         description = self._engine.description
-        if description.validates_only or constraint_kind(constraint) in description.constrains:
+        if description.validates_only or description.dialect is not None:
             return constraint
         if conversation.content is not None:
             raise InvalidRequest(f"response_format is not supported: {self.name} cannot be held to a schema")
@@ -98,6 +104,7 @@ class TokenDeployment:
                 max_tokens=max_tokens,
                 stop_ids=self._stop_ids,
                 constraint=prompt.constraint,
+                grammar=prompt.grammar,
                 cache_scope=prompt.scope,
                 user_text=prompt.user_text,
             )
@@ -115,7 +122,7 @@ class TokenDeployment:
 class PreparedPrompt:
     """A rendered and tokenised conversation, and what its answer must be."""
 
-    __slots__ = ("_deployment", "constraint", "conversation", "ids", "scope", "stop", "user_text")
+    __slots__ = ("_deployment", "constraint", "conversation", "grammar", "ids", "scope", "stop", "user_text")
 
     def __init__(
         self,
@@ -125,6 +132,7 @@ class PreparedPrompt:
         stop: tuple[str, ...],
         conversation: Conversation,
         constraint: Constraint | None,
+        grammar: Grammar | None,
         scope: str,
     ) -> None:
         self._deployment = deployment
@@ -133,6 +141,7 @@ class PreparedPrompt:
         self.stop = stop
         self.conversation = conversation
         self.constraint = constraint
+        self.grammar = grammar
         self.scope = scope
 
     @property

@@ -2,9 +2,9 @@
 
 import logging
 import os
-import secrets
 import sys
 from collections import deque
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -17,14 +17,11 @@ from moonbase.engines import memory
 from moonbase.engines.base import Delta, Engine, EngineDescription, GenerateRequest, Generation, Tokenizer
 from moonbase.engines.gbnf import GbnfDialect
 from moonbase.engines.gguf import GGUF
-from moonbase.engines.grammar import Grammars
 from moonbase.engines.llamacpp import wire
-from moonbase.engines.process import free_port, scrubbed
-from moonbase.engines.server_watch import ServerWatch
-from moonbase.engines.upstream.client import UpstreamClient
+from moonbase.engines.process import scrubbed
+from moonbase.engines.server_watch import RESTART_SECONDS, Program, ServerWatch
 from moonbase.engines.upstream.events import EventReader
 from moonbase.engines.upstream.exchange import Exchange, Headers
-from moonbase.engines.upstream.limits import UpstreamLimits
 from moonbase.errors import (
     ApiError,
     ConfigurationError,
@@ -36,7 +33,6 @@ from moonbase.errors import (
 
 _log = logging.getLogger(__name__)
 
-_RESTART_SECONDS = 5
 _MAX_ANSWER = 1024 * 1024  # bytes of an answer that is no stream
 _ELEMENT_BYTES = 2  # llama.cpp keeps its cache in 16-bit floats
 
@@ -44,44 +40,22 @@ _ELEMENT_BYTES = 2  # llama.cpp keeps its cache in 16-bit floats
 class LlamaCppEngine:
     """A `llama-server` at an address. One that is started here belongs to it."""
 
-    def __init__(
-        self,
-        settings: EngineSettings,
-        tokenizer: Tokenizer,
-        url: str,
-        api_key: str | None,
-        command: list[str] | None = None,
-    ) -> None:
-        """`tokenizer` is the one that requests are encoded with. `command` starts the server.
+    def __init__(self, settings: EngineSettings, tokenizer: Tokenizer, server: str | Program) -> None:
+        """`tokenizer` is the one that requests are encoded with; `server` is a URL or what is to be started.
 
         Raises `ConfigurationError` for a bad address.
         """
         self._settings = settings
         self.tokenizer = tokenizer
-        self._grammars = Grammars(GbnfDialect(tokenizer))
-        self._url = url
-        self._client = UpstreamClient(
-            url,
-            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-            limits=UpstreamLimits(first_byte_timeout=settings.total_timeout, idle_timeout=settings.total_timeout),
-        )
         self.description = EngineDescription(
             name="llamacpp",
             model=settings.model or "llama-server",
             window=None,
-            constrains=frozenset({"json_schema", "structural_tag"}),
+            dialect=GbnfDialect(tokenizer),
             reports_cached=True,
         )
         self._watch = ServerWatch(
-            "llamacpp",
-            url,
-            self._client,
-            facts_path="/props",
-            learn=self._learn,
-            on_ready=self._run_next,
-            hang_timeout=settings.hang_timeout,
-            command=command,
-            environment=scrubbed(os.environ) | {wire.KEY_VARIABLE: api_key or ""},
+            "llamacpp", server, settings, facts_path="/props", learn=self._learn, on_ready=self._run_next
         )
         self._slots = 1
         self._queue: deque[_Choice] = deque()
@@ -112,21 +86,16 @@ class LlamaCppEngine:
     async def close(self) -> None:
         self._slots = 0  # so that nothing that waits is started now
         for choice in [*self._running, *self._queue]:
-            choice.fail(EngineUnavailable(_RESTART_SECONDS))
+            choice.fail(EngineUnavailable(RESTART_SECONDS))
         await self._watch.close()
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Start the request, or queue what the server has no slots for.
 
         Raises `EngineUnavailable` while the server is away or loads its model, `EngineOverloaded` when the queue is
-        full, `FatalRequest` for a request that servers started here died of, and `InvalidRequest` for a schema that
-        cannot be enforced.
+        full, and `FatalRequest` for a request that servers started here died of.
         """
-        if not self.ready:
-            raise EngineUnavailable(_RESTART_SECONDS)
-        if self._watch.suspects.fatal(request):
-            raise FatalRequest
-        enforced = "" if request.constraint is None else self._grammars.write(request.constraint).text
+        self._watch.admit(request)
         count = request.sampling.n
         under_way = self.running + self.waiting
         if under_way and under_way + count > self._room + self._settings.max_waiting:
@@ -138,7 +107,7 @@ class LlamaCppEngine:
                 self._drop(choice)
 
         generation = Generation(count, cancel)
-        choices += [_Choice(self, generation, request, enforced, number) for number in range(count)]
+        choices += [_Choice(self, generation, request, number) for number in range(count)]
         self._queue += choices
         self._run_next()
         return generation
@@ -165,7 +134,7 @@ class LlamaCppEngine:
             self._suspect_runs = suspect
             self._queue.popleft()
             self._running.add(choice)
-            choice.exchange = self._client.stream(
+            choice.exchange = self._watch.client.stream(
                 "POST", "/completion", {"Content-Type": "application/json"}, choice.body(), choice
             )
 
@@ -187,8 +156,7 @@ class LlamaCppEngine:
         self._watch.heard()
 
     def lost(self, error: UpstreamFailed, request: GenerateRequest) -> None:
-        self._watch.suspects.fell(request)
-        self._watch.lost(error)
+        self._watch.lost(error, request)
 
     def finished(self, request: GenerateRequest) -> None:
         """All choices came to their ends."""
@@ -198,7 +166,7 @@ class LlamaCppEngine:
         try:
             found = wire.properties(body)
         except msgspec.DecodeError as error:
-            raise ConfigurationError(f"{self._url}: there is no llama-server") from error
+            raise ConfigurationError(f"{self._watch.url}: there is no llama-server") from error
         self._slots = found.total_slots
         self.description = msgspec.structs.replace(
             self.description, window=found.window, model=PurePath(found.model_path).stem or self.description.model
@@ -208,14 +176,11 @@ class LlamaCppEngine:
 class _Choice:
     """One choice of a request: an HTTP request of its own, whose response this takes."""
 
-    def __init__(
-        self, engine: LlamaCppEngine, generation: Generation, request: GenerateRequest, grammar: str, number: int
-    ) -> None:
+    def __init__(self, engine: LlamaCppEngine, generation: Generation, request: GenerateRequest, number: int) -> None:
         self.exchange: Exchange | None = None
         self._engine = engine
         self._generation = generation
         self.request = request
-        self._grammar = grammar
         self._number = number
         self._events = EventReader()
         self._status = 200
@@ -227,7 +192,7 @@ class _Choice:
         self._finished = False
 
     def body(self) -> bytes:
-        return wire.completion(self.request, self._grammar)
+        return wire.completion(self.request)
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status
@@ -245,7 +210,7 @@ class _Choice:
             self._take(chunks)
             if not self._finished:
                 _log.warning("the llamacpp engine sent what is no event of a completion")
-                self.fail(EngineUnavailable(_RESTART_SECONDS))
+                self.fail(EngineUnavailable(RESTART_SECONDS))
         else:
             self._take(chunks)
 
@@ -256,12 +221,12 @@ class _Choice:
             self.fail(wire.refusal(self._status, found))
         elif not self._finished:
             _log.warning("the llamacpp engine ended a response before its last chunk")
-            self.fail(EngineUnavailable(_RESTART_SECONDS))
+            self.fail(EngineUnavailable(RESTART_SECONDS))
 
     def failed(self, error: UpstreamFailed) -> None:
         if not self._finished:
             self._engine.lost(error, self.request)
-            self.fail(EngineUnavailable(_RESTART_SECONDS))
+            self.fail(EngineUnavailable(RESTART_SECONDS))
 
     def fail(self, error: ApiError) -> None:
         """The whole request fails: its other choices are of no use without this one."""
@@ -280,7 +245,7 @@ class _Choice:
             if chunk.error is not None:
                 self._put(ids, None)
                 _log.warning("the llamacpp engine failed in a request: %d %s", chunk.error.code, chunk.error.type)
-                self.fail(EngineUnavailable(_RESTART_SECONDS))
+                self.fail(EngineUnavailable(RESTART_SECONDS))
                 return
             finish = self._read(chunk, ids)
             if finish is not None:
@@ -339,21 +304,19 @@ def llamacpp_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path 
     `ModelFileError` for a file that is missing or damaged.
     """
     if settings.url is not None:
-        return LlamaCppEngine(settings, tokenizer, settings.url, settings.api_key)
+        return LlamaCppEngine(settings, tokenizer, settings.url)
     if model is None or model.is_dir():
         raise ConfigurationError("the engine llamacpp needs a GGUF file, or the url of a running server")
     if find_spec("xllamacpp") is None:
         raise ConfigurationError(
             "the engine llamacpp needs the package xllamacpp; install it with: pip install 'moonbase[llamacpp]'"
         )
-    port = free_port()
-    command = _command(settings, model, port)
-    return LlamaCppEngine(settings, tokenizer, f"http://127.0.0.1:{port}", secrets.token_urlsafe(), command)
+    command = partial(_command, settings, model, GGUF.read(model))
+    return LlamaCppEngine(settings, tokenizer, Program(command, wire.KEY_VARIABLE, scrubbed(os.environ)))
 
 
-def _command(settings: EngineSettings, model: Path, port: int) -> list[str]:
+def _command(settings: EngineSettings, model: Path, header: GGUF, port: int) -> list[str]:
     """As many slots of the model's whole window as the memory for the cache has room for; at least one, of less."""
-    header = GGUF.read(model)
     room = (settings.cache_bytes or memory.limit() // 4) // (header.cache_elements * _ELEMENT_BYTES)
     window = max(1, min(header.window, room))
     slots = max(1, min(settings.max_running, room // window))

@@ -8,6 +8,7 @@ from moonbase.errors import ApiError, EngineOverloaded, EngineUnavailable, Inval
 
 KEY_VARIABLE = "MOONBASE_LLAMACPP_KEY"
 """Where a server that is started here finds the key that it demands of us."""
+_BAN = -100.0  # and not `false`: at the end of a grammar an end of turn that is banned may be all that is left
 _LAST_CHUNK = ("index", "tokens", "stop", "stop_type", "timings")  # without them it repeats prompt and grammar
 
 
@@ -81,6 +82,7 @@ class _Completion(Struct):
     repeat_last_n: int
     samplers: tuple[str, ...]
     grammar: str
+    logit_bias: list[tuple[int, float]]
     response_fields: tuple[str, ...] = _LAST_CHUNK
     stream: bool = True
     return_tokens: bool = True
@@ -92,13 +94,13 @@ _chunk_decoder = msgspec.json.Decoder(Chunk)
 _encoder = msgspec.json.Encoder()
 
 
-def completion(request: GenerateRequest, grammar: str) -> bytes:
-    """The body that asks for one choice; `grammar` may be empty.
+def completion(request: GenerateRequest) -> bytes:
+    """The body that asks for one choice.
 
     Penalties look at the last `max_tokens` tokens, so at first at the end of the prompt as well: this server counts
     prompt and output together.
     """
-    sampling = request.sampling
+    sampling, grammar = request.sampling, request.grammar
     penalties = bool(sampling.presence_penalty or sampling.frequency_penalty)
     return _encoder.encode(
         _Completion(
@@ -110,7 +112,8 @@ def completion(request: GenerateRequest, grammar: str) -> bytes:
             frequency_penalty=sampling.frequency_penalty,
             repeat_last_n=request.max_tokens if penalties else 0,
             samplers=("penalties", "temperature", "top_p") if penalties else ("temperature", "top_p"),
-            grammar=grammar,
+            grammar="" if grammar is None else grammar.text,
+            logit_bias=[] if grammar is None else [(token, _BAN) for token in grammar.banned],
         )
     )
 

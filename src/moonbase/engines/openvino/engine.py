@@ -10,7 +10,6 @@ import msgspec
 from moonbase.config import EngineSettings
 from moonbase.engines import memory
 from moonbase.engines.base import Delta, EngineDescription, GenerateRequest, Generation
-from moonbase.engines.grammar import Grammars
 from moonbase.engines.openvino import protocol
 from moonbase.engines.openvino.model import ModelFacts
 from moonbase.engines.structural_tag import OpenVINODialect
@@ -33,10 +32,9 @@ _RESTART_SECONDS = 5
 class _Job:
     """An accepted request, waiting or running. `open` are the choices that have not ended."""
 
-    def __init__(self, number: int, request: GenerateRequest, constraint: str | None) -> None:
+    def __init__(self, number: int, request: GenerateRequest) -> None:
         self.number = number
         self.request = request
-        self.constraint = constraint
         self.open = set(range(request.sampling.n))
         self.generation: Generation
 
@@ -56,7 +54,7 @@ class OpenVINOEngine:
             name="openvino",
             model=model.stem,
             window=min(facts.window, kv_blocks * protocol.BLOCK),
-            constrains=frozenset({"json_schema", "structural_tag"}),
+            dialect=OpenVINODialect(),
             reports_cached=True,
             spells_markers=True,
         )
@@ -73,7 +71,6 @@ class OpenVINOEngine:
         )
         self._transport: asyncio.WriteTransport | None = None
         self._reader = protocol.FrameReader()
-        self._grammars = Grammars(OpenVINODialect())
         self._jobs: dict[int, _Job] = {}
         self._queue: deque[_Job] = deque()
         self._last_number = 0
@@ -110,18 +107,16 @@ class OpenVINOEngine:
         """Start the request, or queue it while `max_running` choices run.
 
         Raises `EngineUnavailable` while the worker restarts, `EngineOverloaded` when the queue is full,
-        `FatalRequest` for a request that was running when two workers died, and `InvalidRequest` for
-        a schema that cannot be enforced.
+        and `FatalRequest` for a request that was running when two workers died.
         """
         if not self.ready:
             raise EngineUnavailable(_RESTART_SECONDS)
         if self._suspects.fatal(request):
             raise FatalRequest
-        constraint = None if request.constraint is None else self._grammars.write(request.constraint).text
         if not self._has_room(request.sampling.n) and self.waiting + request.sampling.n > self._max_waiting:
             raise EngineOverloaded
         self._last_number += 1
-        job = _Job(self._last_number, request, constraint)
+        job = _Job(self._last_number, request)
         job.generation = Generation(len(job.open), lambda choice: self._cancel(job, choice))
         self._queue.append(job)
         self._run_next()
@@ -228,7 +223,7 @@ class OpenVINOEngine:
                     sampling=request.sampling,
                     max_tokens=request.max_tokens,
                     stop_ids=request.stop_ids,
-                    constraint=job.constraint,
+                    grammar=None if request.grammar is None else request.grammar.text,
                     cache_scope=request.cache_scope,
                 )
             )

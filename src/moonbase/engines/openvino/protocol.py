@@ -24,14 +24,14 @@ _LENGTH = struct.Struct(">I")
 
 
 class Start(Struct, frozen=True, array_like=True, tag="start"):
-    """Begin `sampling.n` choices. `prompt` is the memory of an `array('I')`, `constraint` a structural tag's text."""
+    """Begin `sampling.n` choices. `prompt` is the memory of an `array('I')`, `grammar` a structural tag's text."""
 
     generation: int
     prompt: bytes
     sampling: Sampling
     max_tokens: int
     stop_ids: tuple[int, ...]
-    constraint: str | None
+    grammar: str | None
     cache_scope: str
 
 

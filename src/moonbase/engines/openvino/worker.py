@@ -21,9 +21,10 @@ import openvino_genai as genai
 
 from moonbase.chat.constraint import JsonSchema
 from moonbase.engines.base import TokenIds
+from moonbase.engines.grammar import Grammars
 from moonbase.engines.openvino import protocol
 from moonbase.engines.openvino.shadow import PrefixShadow
-from moonbase.engines.structural_tag import OpenVINODialect, structural_tag
+from moonbase.engines.structural_tag import OpenVINODialect
 from moonbase.engines.supervisor import enter_worker
 
 _STEP_TOKENS = 64  # a step that reads so much of a prompt takes 50 to 85 ms on two cores: other streams wait for it
@@ -250,8 +251,8 @@ def _generation_config(request: protocol.Start) -> genai.GenerationConfig:
         config.rng_seed = secrets.randbits(31)
     config.presence_penalty = sampling.presence_penalty
     config.frequency_penalty = sampling.frequency_penalty
-    if request.constraint is not None:
-        config.structured_output_config = genai.StructuredOutputConfig(structural_tags_config=request.constraint)
+    if request.grammar is not None:
+        config.structured_output_config = genai.StructuredOutputConfig(structural_tags_config=request.grammar)
     return config
 
 
@@ -274,7 +275,7 @@ def _warm_up(pipeline: genai.ContinuousBatchingPipeline) -> None:
     """The first constrained request prepares the vocabulary, half a second that no client should wait."""
     config = genai.GenerationConfig()
     config.max_new_tokens = 1
-    tag = structural_tag(JsonSchema('{"type":"object"}'), OpenVINODialect())
+    tag = Grammars(OpenVINODialect()).write(JsonSchema('{"type":"object"}')).text
     config.structured_output_config = genai.StructuredOutputConfig(structural_tags_config=tag)
     pipeline.add_request(0, ov.Tensor(np.array([[0]], dtype=np.int64)), config)
     while pipeline.has_non_finished_requests():
