@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import StartServer
 from tests.e2e.prompts import prompt_tokens
-from tests.e2e.server import K2, Server, chat_body, eventually
+from tests.e2e.server import K2, Server, StartFailed, chat_body, eventually
 
 TEXT = "Hello there"
 PROMPT = prompt_tokens(TEXT)
@@ -150,3 +150,14 @@ def test_over_the_kimi_vocabulary_a_prompt_has_the_published_number_of_tokens(
 ) -> None:
     """26 of K2-Thinking, and the newline that K2-0905 has after the default system turn (kimi-protocol.md 2.6, G1)."""
     assert start_server(cache=kimi_cache).chat("Hi").json["usage"]["prompt_tokens"] == 26 + 1
+
+
+def test_the_vocabulary_that_is_named_is_counted_with(start_server: StartServer, kimi_cache: Path) -> None:
+    folder = kimi_cache / "vocabularies" / "kimi-k2"
+    assert start_server("--set", f"engine.vocabulary={folder}").chat("Hi").json["usage"]["prompt_tokens"] == 26 + 1
+
+
+def test_a_vocabulary_that_cannot_be_read_is_named(start_server: StartServer, tmp_path: Path) -> None:
+    for engine in ("echo", "chaos"):
+        with pytest.raises(StartFailed, match=r"engine\.vocabulary: .*tokenizer\.json: cannot be read"):
+            start_server("--set", f"engine.vocabulary={tmp_path}", engine=engine)

@@ -206,7 +206,11 @@ def test_every_documented_shape_of_messages_is_understood(echo: Server, stream: 
         pytest.param({"prompt_cache_options": {"mode": "implicit", "ttl": "5m"}}, id="cache options"),
         pytest.param({"prediction": {"type": "content", "content": "Hello"}}, id="prediction"),
         pytest.param({"functions": [], "function_call": "auto"}, id="old functions"),
+        pytest.param(
+            {"messages": [{"role": "system", "content": "Be brief", "tools": []}, *user("Hello")]}, id="no tools"
+        ),
         pytest.param({"thinking": {"type": "enabled"}, "reasoning_effort": "high"}, id="of later models"),
+        pytest.param({"model": "kimi-k2.5", "thinking": {"type": "enabled", "budget_tokens": 9}}, id="a budget"),
         pytest.param({"any": {"thing": [1, None, {"deep": [[]]}]}}, id="unknown"),
         pytest.param({"tools": []}, id="empty tools"),
         pytest.param({"tools": [], "tool_choice": "auto"}, id="auto without tools"),

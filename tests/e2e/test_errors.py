@@ -290,6 +290,46 @@ REFUSED: dict[str, tuple[bytes, bytes]] = {
         asked('"temperature":1e999'),
         bad("the `temperature` field in the request is illegal: Number out of range"),
     ),
+    **{
+        f"{number[:6]} in {place}": (
+            ask(number),
+            bad(f"the `{place}` field in the request is illegal: {reason}"),
+        )
+        for number, reason in (
+            ("1e309", "Number out of range"),
+            ("-1e309", "Number out of range"),
+            ("9" * 5000, "Integer value out of range"),
+        )
+        for place, ask in (
+            (
+                "tools.1.function.parameters.properties.a.anyOf.0.minimum",
+                lambda number: declared(
+                    tool("look"),
+                    tool("f", f'{{"x":[9e9],"properties":{{"b":{{}},"a":{{"anyOf":[{{"minimum":{number}}}]}}}}}}'),
+                ),
+            ),
+            ("response_format.json_schema.schema.maximum", lambda number: schema(f'{{"a":[1],"maximum":{number}}}')),
+        )
+    },
+    "a number out of range before what is no JSON": (
+        asked('"tools":[{"a":1e309}],'),
+        bad("the `tools.0.*` field in the request is illegal: Number out of range"),
+    ),
+    "a number out of range under a key twice, then half a pair": (
+        asked('"tools":[{"a":{"b":1e309},"a":{"\\ud800":1e309}}]'),
+        bad("the `tools.0.a.?` field in the request is illegal: Number out of range"),
+    ),
+    **{
+        f"tools in a message of {role} with {text}": (
+            said('{"role":"user","content":"Hi"}', f'{{"role":"{role}","content":{text},"tools":[{tool("look")}]}}'),
+            bad("the message at position 1 has tools, which must be declared for the whole request"),
+        )
+        for role, text in (("system", '""'), ("system", "null"), ("user", '"Hi"'), ("assistant", '"Hi"'))
+    },
+    "tools of a message that are no array": (
+        said('{"role":"system","content":"Hi","tools":{}}'),
+        wrong("messages.0.tools", "array", "object"),
+    ),
     "several greedy choices": (
         asked('"n":2,"temperature":0'),
         refusal("invalid n: only 1 is allowed when temperature is under 0.01"),

@@ -286,3 +286,34 @@ def test_a_property_name_cannot_forge_a_header(server: Server) -> None:
 def test_a_tool_that_is_not_strict_takes_any_object(server: Server) -> None:
     assert ask(server, "invalid", tools=[tool("get_weather", strict=False)]).status == 200
     assert ask(server, "no json", tools=[tool("get_weather", strict=False)]).status == 500
+
+
+@pytest.mark.parametrize("arguments", ['"text"', "[1]", "5", "null", "", "no json", '{"a":', '"\\ud800"', {"a": 1}])
+@pytest.mark.parametrize("format", ["hermes", "kimi-k2-0905"])
+def test_calls_of_before_may_have_any_arguments(servers: dict[str, Server], format: str, arguments: Any) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    messages = [
+        *user("one"),
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "sunny"},
+        *user("Thanks"),
+    ]
+    reply = servers[format].post(chat_body(messages=messages, tools=[WEATHER]))
+    assert reply.json["choices"][0]["message"]["content"] == "Thanks"
+
+
+@pytest.mark.parametrize("format", ["hermes", "kimi-k2-0905"])
+def test_a_tool_that_is_nested_too_deeply_is_refused(servers: dict[str, Server], format: str) -> None:
+    """At every depth: what reads the declaration again has more or less of the stack than what read the request."""
+    statuses = set()
+    for depth in range(900, 1000):
+        nested = f'{{"x":{"[" * depth}{"]" * depth},{json.dumps(WEATHER)[1:]}'
+        reply = servers[format].post(chat_body()[:-1] + f',"tools":[{nested}]}}'.encode())
+        statuses.add(reply.status)
+    assert statuses == {200, 400}
+
+
+@pytest.fixture(scope="module")
+def servers(start_module_server: StartServer) -> dict[str, Server]:
+    """By format, repeating what they are told."""
+    return {format: start_module_server("--set", f"engine.format={format}") for format in ("hermes", "kimi-k2-0905")}

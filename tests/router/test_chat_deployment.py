@@ -21,6 +21,7 @@ from moonbase.chat.request import (
     SamplingOptions,
     TextPart,
     Thinking,
+    Tool,
     ToolCall,
 )
 from moonbase.config import EngineSettings
@@ -357,6 +358,12 @@ HELLO: list[ChatEvent] = [TextDelta(0, "Hello")]
             EngineUnavailable(),
             id="half a completion",
         ),
+        pytest.param(
+            saying(head("200 OK", "application/json", "Content-Length: 90000000") + b" " * 17_000_000),
+            [],
+            EngineUnavailable(),
+            id="a huge completion",
+        ),
         pytest.param(saying(sized("400 Bad Request", REFUSAL)), [], InvalidRequest("no"), id="400"),
         pytest.param(
             Closing(head("400 Bad Request", "application/json", "Content-Length: 500") + REFUSAL),
@@ -402,6 +409,38 @@ async def test_what_was_delivered_stays_and_a_clear_error_follows(
         upstream.answer = saying(WHOLE)
         with await opened(deployment) as stream:
             assert await everything(stream) == EVENTS
+
+
+async def test_calls_without_end_are_refused_before_they_hold_up_others(caplog: pytest.LogCaptureFixture) -> None:
+    function = {"name": "get", "arguments": "x" * 100}
+    calls = [{"index": index, "id": str(index), "function": function} for index in range(20_000)]
+    upstream = Upstream(saying(STREAM + frame({"choices": [{"index": 0, "delta": {"tool_calls": calls}}]})))
+    async with over(upstream) as deployment:
+        with await opened(deployment) as stream:
+            assert (await until_failure(stream))[0] == []
+        half = [{"choices": [{"index": 0, "delta": {"tool_calls": calls[at : at + 600]}}]} for at in (0, 600)]
+        upstream.answer = saying(STREAM + frame(half[0]) + frame(half[1]))
+        with await opened(deployment) as stream:
+            events, error = await until_failure(stream)
+    assert isinstance(error, EngineUnavailable)
+    assert sum(isinstance(event, ToolCallStarted) for event in events) == 1024
+    assert "the upstream sent more than 1024 pieces of tool calls at once" in caplog.text
+    assert "the upstream made more than 1024 tool calls" in caplog.text
+
+
+async def test_a_name_in_pieces_is_that_of_the_tool_that_was_declared() -> None:
+    tools = tuple([Tool(name=name, declaration="{}", parameters="{}") for name in ("get", "get_weather")])
+    pieces = [{"index": 0, "id": "a", "function": {"name": "get"}}, {"index": 0, "function": {"name": "_weather"}}]
+    frames = [frame({"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]}) for piece in pieces]
+    upstream = Upstream(saying(STREAM + b"".join(frames) + finish() + DONE + LAST))
+    async with over(upstream) as deployment:
+        with await opened(deployment, asking(tools=tools)) as stream:
+            events = await everything(stream)
+    assert events == [
+        ToolCallStarted(0, 0, "get_weather:0", "get_weather"),
+        ArgumentsDelta(0, 0, "{}"),
+        Finished(0, "tool_calls", Usage(9, 5, 4)),
+    ]
 
 
 async def test_a_connection_that_misbehaved_is_not_used_again() -> None:

@@ -39,7 +39,7 @@ _BYTES_PER_TOKEN = 4
 _IMAGE_TOKENS = 1024  # moonshot-api.md 1.3, the flat count
 _MOST_ADDED = 65_536  # tokens that an upstream may add to a prompt: its template, instructions of its own
 _MOST_IMAGE_TOKENS = 16_384
-_MANY_MESSAGES = 2_000  # encoding as many takes some milliseconds
+_MANY_MESSAGES = 2_000  # encoding and numbering as many takes some milliseconds
 _HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
 
 
@@ -143,10 +143,9 @@ class ChatDeployment:
 
     async def prepare(self, request: ChatRequest, conversation: Conversation, scope: str) -> "PreparedMessages":
         if len(request.messages) > _MANY_MESSAGES:
-            wording = await asyncio.to_thread(encode_wording, request)
+            wording, next_call = await asyncio.to_thread(_worded, request)
         else:
-            wording = encode_wording(request)
-        calls = number_calls(request.messages).next
+            wording, next_call = _worded(request)
         if self._encoder is not None:
             tokens = len((await self._encoder.encode(conversation, scope))[1])
         else:
@@ -154,7 +153,7 @@ class ChatDeployment:
         tokens += wording.images * _IMAGE_TOKENS
         if self.estimates and self.own_window is not None:  # only the upstream can say that a prompt is too long
             tokens = min(tokens, self.own_window - 1)
-        return PreparedMessages(self, request, conversation, wording, tokens, calls)
+        return PreparedMessages(self, request, conversation, wording, tokens, next_call)
 
     def open(self, prepared: "PreparedMessages", sampling: Sampling, max_tokens: int) -> ChatStream:
         """Send the request."""
@@ -172,7 +171,14 @@ class ChatDeployment:
         )
         passed_on = None if target.model else request.model
         most = self._most(prepared.wording, limit)
-        reader = AnswerReader(sampling.n, prepared.tokens, CallIds(prepared.next_call), most, passed_on=passed_on)
+        reader = AnswerReader(
+            sampling.n,
+            prepared.tokens,
+            CallIds(prepared.next_call),
+            most,
+            tools=tuple([tool.name for tool in request.tools]),
+            passed_on=passed_on,
+        )
         stream = ChatStream(reader, sampling.n, passed_on, self._told, self._left)
         stream.exchange = self._client.stream("POST", "/chat/completions", _HEADERS, body, stream)
         self._streams.add(stream)
@@ -279,6 +285,11 @@ class ChatDeployment:
             reasoning=any(model.reasoning for model in serving),
             tools=True,
         )
+
+
+def _worded(request: ChatRequest) -> tuple[Wording, int]:
+    """The conversation for the upstream, and the number of its next call."""
+    return encode_wording(request), number_calls(request.messages).next
 
 
 class PreparedMessages:

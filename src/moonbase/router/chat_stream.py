@@ -14,7 +14,7 @@ from moonbase.engines.upstream.exchange import Exchange, Headers
 from moonbase.errors import ApiError, EngineUnavailable, UpstreamFailed
 
 _MAX_WAITING = 256 * 1024  # bytes that wait for the reader before the socket is left alone
-_MAX_WHOLE = 64 * 1024 * 1024  # bytes of an answer that is no stream
+_MAX_WHOLE = 16 * 1024 * 1024  # bytes of an answer that is no stream
 _MAX_REFUSAL = 64 * 1024  # bytes of an error's body that are read
 _LINGER = 1.0  # seconds in which a response may end after its answer has, so that its connection can be kept
 

@@ -54,13 +54,13 @@ def build_deployment(key: str, engine: EngineSettings, settings: Settings, catal
 
 
 def _echo(recipe: _Recipe) -> Deployment:
-    tokenizer = _kimi_tokenizer(recipe)
+    tokenizer = _counting_tokenizer(recipe)
     format = _format(recipe.engine.format or _DEFAULT_FORMAT, tokenizer)
     return _deployment(recipe, "echo", format, tokenizer, EchoEngine(recipe.settings.echo, tokenizer, format.markers))
 
 
 def _chaos(recipe: _Recipe) -> Deployment:
-    tokenizer = _kimi_tokenizer(recipe)
+    tokenizer = _counting_tokenizer(recipe)
     format = _format(recipe.engine.format or _DEFAULT_FORMAT, tokenizer)
     return _deployment(recipe, "chaos", format, tokenizer, ChaosEngine(recipe.settings.chaos, tokenizer))
 
@@ -128,7 +128,7 @@ def _tokenizer_of_server(recipe: _Recipe, model: Path | None) -> Tokenizer:
     from moonbase.engines.tokenizers.model import read_tokenizer
 
     if recipe.engine.vocabulary is not None:
-        return read_tokenizer(Path(recipe.engine.vocabulary).expanduser())
+        return _named_vocabulary(recipe, recipe.engine.vocabulary)
     if model is not None:
         return read_tokenizer(model)
     if (tokenizer := _kimi_vocabulary(recipe)) is not None:
@@ -197,9 +197,21 @@ def _format(name: FormatName, tokenizer: Tokenizer, *, thinks: bool = False, spe
     return Hermes(tokens=tokens, thinks=thinks, spells_markers=spells_markers)
 
 
-def _kimi_tokenizer(recipe: _Recipe) -> Tokenizer:
-    """The Kimi vocabulary when it is in the cache, so that counts are Kimi's; else four bytes a token."""
+def _counting_tokenizer(recipe: _Recipe) -> Tokenizer:
+    """From `vocabulary`, else the Kimi vocabulary in the cache, so that counts are Kimi's; else four bytes a token."""
+    if recipe.engine.vocabulary is not None:
+        return _named_vocabulary(recipe, recipe.engine.vocabulary)
     return _kimi_vocabulary(recipe) or ApproximateTokenizer()
+
+
+def _named_vocabulary(recipe: _Recipe, name: str) -> Tokenizer:
+    """What the setting `vocabulary` names."""
+    from moonbase.engines.tokenizers.model import read_tokenizer
+
+    try:
+        return read_tokenizer(Path(name).expanduser())
+    except ModelFileError as error:
+        raise ModelFileError(f"{recipe.key}.vocabulary: {error}") from error
 
 
 def _kimi_vocabulary(recipe: _Recipe) -> Tokenizer | None:

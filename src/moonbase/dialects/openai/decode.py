@@ -20,7 +20,7 @@ from moonbase.chat.request import (
     ToolCall,
 )
 from moonbase.dialects.openai.tools import NamedToolChoice, decode_tool_choice, decode_tools
-from moonbase.dialects.openai.wrong_type import wrong_type
+from moonbase.dialects.openai.wrong_type import out_of_range, wrong_type
 from moonbase.errors import InvalidRequest
 
 MAX_STOPS = 5
@@ -58,6 +58,7 @@ class ChatMessage(Struct):
     reasoning_content: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
+    tools: list[Any] | None = None
 
 
 class ThinkingField(Struct):
@@ -169,7 +170,7 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         try:
             return decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise wrong_type(str(error)) from error
+            raise out_of_range(str(error), body) or wrong_type(str(error)) from error
         except msgspec.DecodeError:
             if b"\\ud" not in body and b"\\uD" not in body:
                 raise
@@ -226,6 +227,10 @@ def _message(wire: ChatMessage, position: int, last: int) -> Message:
     role = _ROLES.get(wire.role or "")
     if role is None:
         raise InvalidRequest(f"the message at position {position} has an unknown role: {wire.role or ''}")
+    if wire.tools:  # only Kimi K3 takes them, in system messages of their own (moonshot-api.md 1.8)
+        raise InvalidRequest(
+            f"the message at position {position} has tools, which must be declared for the whole request"
+        )
     partial = bool(wire.partial)
     if partial and (role != "assistant" or position != last):
         raise InvalidRequest("partial is only for the last message, with role 'assistant'")

@@ -8,6 +8,7 @@ import json
 
 from moonbase.chat.prompt import Control, Prompt, Segment
 from moonbase.chat.request import Conversation, Message, Tool
+from moonbase.errors import InvalidRequest
 from moonbase.formats.calls import number_calls
 
 _START, _END = Control("<|im_start|>"), Control("<|im_end|>")
@@ -36,7 +37,8 @@ def render(conversation: Conversation, tokens: frozenset[str], *, thinks: bool) 
     """The prompt, up to the point where the model goes on.
 
     Markers that are not in `tokens` are spelled. A model that `thinks` sees what it thought since the last user
-    message, and finds its thinking done when there is to be none. Raises `InvalidRequest` as `number_calls` does.
+    message, and finds its thinking done when there is to be none. Arguments of calls are shown as they are, JSON or
+    not. Raises `InvalidRequest` as `number_calls` does, and for a tool that is nested too deeply.
     """
     messages = conversation.messages
     number_calls(messages)
@@ -76,7 +78,10 @@ def _system(first: Message, tools: tuple[Tool, ...]) -> list[Segment]:
 
 def _line(tool: Tool) -> str:
     """The declaration as Python writes JSON, which the templates do."""
-    return json.dumps(json.loads(tool.declaration), ensure_ascii=False)
+    try:
+        return json.dumps(json.loads(tool.declaration), ensure_ascii=False)
+    except RecursionError as error:
+        raise InvalidRequest(f"the declaration of the function {tool.name} is nested too deeply") from error
 
 
 def _assistant(message: Message, *, thought: bool) -> list[Segment]:

@@ -34,12 +34,13 @@ from moonbase.errors import (
 OWN_COUNT = 50
 MOST = Bounds(prompt=10**6, output=10**6)
 FIXED = ("chatcmpl-0123456789abcdef01234567", 1_700_000_000, "kimi-k2-0905-preview")
+TOOLS = ("get", "put", "look", "look_up")
 TEXT = st.text(min_size=1, max_size=20)
 
 
 def reader(choices: int = 1, *, most: Bounds = MOST, passed_on: str | None = None) -> AnswerReader:
     """One that leaves the ids of calls as they are."""
-    return AnswerReader(choices, OWN_COUNT, lambda choice, given, name: given, most, passed_on=passed_on)
+    return AnswerReader(choices, OWN_COUNT, lambda choice, given, name: given, most, tools=TOOLS, passed_on=passed_on)
 
 
 @st.composite
@@ -56,7 +57,7 @@ def answers(draw: st.DrawFn) -> tuple[int, list[ChatEvent]]:
         calls = draw(st.lists(st.tuples(TEXT, pieces), max_size=3))
         for index, (name, arguments) in enumerate(calls):
             events.append(ToolCallStarted(choice, index, f"{name}:{index + 3}", name))
-            events += [ArgumentsDelta(choice, index, text) for text in arguments]
+            events += [ArgumentsDelta(choice, index, text) for text in ("{", *arguments)]
         reasons: list[FinishReason] = ["tool_calls", "length"] if calls else ["stop", "length"]
         completion = draw(st.integers(0, 10**6))
         usage = Usage(prompt, completion, cached, draw(st.integers(0, completion)))
@@ -176,6 +177,7 @@ def read(
 END = Finished(0, "stop", Usage(9, 5))
 CALLED = Finished(0, "tool_calls", Usage(9, 5))
 GET, PUT = ToolCallStarted(0, 0, "a", "get"), ToolCallStarted(0, 1, "b", "put")
+LOOK_UP = ToolCallStarted(0, 0, "a", "look_up")
 
 
 @pytest.mark.parametrize(
@@ -358,8 +360,56 @@ GET, PUT = ToolCallStarted(0, 0, "a", "get"), ToolCallStarted(0, 1, "b", "put")
         ),
         pytest.param(
             [delta(tool_calls=[{"index": 0, "id": "a", "function": None}]), call(0, "a", "get"), finish(), usage()],
-            [GET, CALLED],
+            [GET, ArgumentsDelta(0, 0, "{}"), CALLED],
             id="a call without arguments, its function late",
+        ),
+        pytest.param(
+            [call(0, "a", "get", ""), call(0, arguments=" "), call(1, "b", "put", "\n"), finish(), usage()],
+            [GET, PUT, ArgumentsDelta(0, 0, "{}"), ArgumentsDelta(0, 1, "{}"), CALLED],
+            id="blank arguments",
+        ),
+        pytest.param(
+            [call(0, "a", "get", " "), call(0, arguments="\n{"), call(0, arguments="}"), finish(), usage()],
+            [GET, ArgumentsDelta(0, 0, " \n{"), ArgumentsDelta(0, 0, "}"), CALLED],
+            id="arguments that begin with white space",
+        ),
+        pytest.param(
+            [call(0, "a", "get", ""), call(1, "b", "put", ""), finish("length"), usage()],
+            [GET, PUT, ArgumentsDelta(0, 0, "{}"), Finished(0, "length", Usage(9, 5))],
+            id="a call cut by the limit before its arguments",
+        ),
+        pytest.param(
+            [
+                call(0, "a", "look"),
+                call(0, "a", "_", ""),
+                call(0, None, "up"),
+                call(0, arguments="{}"),
+                finish(),
+                usage(),
+            ],
+            [LOOK_UP, ArgumentsDelta(0, 0, "{}"), CALLED],
+            id="a name in pieces",
+        ),
+        pytest.param(
+            [call(0, "a", "look"), call(0, "a", "look"), call(0, "a", "look", "{}"), finish(), usage()],
+            [ToolCallStarted(0, 0, "a", "look"), ArgumentsDelta(0, 0, "{}"), CALLED],
+            id="a name repeated that another begins with",
+        ),
+        pytest.param(
+            [call(0, "a", "look"), call(1, "b", "put", "{}"), finish(), usage()],
+            [
+                ToolCallStarted(0, 0, "b", "put"),
+                ArgumentsDelta(0, 0, "{}"),
+                ToolCallStarted(0, 1, "a", "look"),
+                ArgumentsDelta(0, 1, "{}"),
+                CALLED,
+            ],
+            id="a name that another begins with, and no arguments",
+        ),
+        pytest.param(
+            [call(0, "a", "no such\tool", "{}"), finish(), usage()],
+            [ToolCallStarted(0, 0, "a", "no such\tool"), ArgumentsDelta(0, 0, "{}"), CALLED],
+            id="a name that no tool has",
         ),
         pytest.param(
             [call(0), call(0, "a", "get", "{}"), finish(), usage()],
@@ -404,6 +454,27 @@ UNAVAILABLE = EngineUnavailable
         pytest.param(chunks(finish("weather")), UNAVAILABLE, "finish_reason", id="an unknown finish_reason"),
         pytest.param(chunks(finish("content_filter")), ContentFiltered, None, id="filtered"),
         pytest.param(chunks(call(0, "a"), finish()), UNAVAILABLE, "without a name", id="a call without a name"),
+        pytest.param(
+            chunks(call(0, "a", "g" * 257, "{}"), finish()), UNAVAILABLE, "256 characters", id="an endless name"
+        ),
+        pytest.param(
+            chunks(*[call(each, str(each), "get", "{}") for each in range(1025)]),
+            UNAVAILABLE,
+            "more than 1024 tool calls",
+            id="endless calls",
+        ),
+        pytest.param(
+            chunks(delta(tool_calls=[{"index": 0, "function": {"arguments": "x"}}] * 1025)),
+            UNAVAILABLE,
+            "more than 1024 pieces",
+            id="a call in too many pieces at once",
+        ),
+        pytest.param(
+            chunks({"choices": [{"delta": {"content": "x"}}] * 17}),
+            UNAVAILABLE,
+            "more than 16 choices",
+            id="endless choices",
+        ),
         pytest.param(chunks(finish(), delta(content="x")), UNAVAILABLE, "went on", id="text after the end"),
         pytest.param(chunks(finish(), call(0, "a", "get", "")), UNAVAILABLE, "went on", id="a call after the end"),
         pytest.param(
@@ -452,6 +523,23 @@ def test_what_was_delivered_stays_and_a_clear_error_follows(
     assert events[0] == TextDelta(0, "before")
     assert not any(isinstance(event, Finished) for event in events)
     assert not under_test.complete
+
+
+@given(st.sampled_from(TOOLS), st.sets(st.integers(1, 6)), st.booleans())
+def test_the_name_of_a_tool_is_whole_however_it_is_cut(name: str, places: set[int], ids: bool) -> None:
+    cuts = sorted({0, *[place for place in places if place < len(name)], len(name)})
+    pieces = [name[start:end] for start, end in pairwise(cuts)]
+    frames = [call(0, "a" if ids or not number else None, piece) for number, piece in enumerate(pieces)]
+    events, _ = read(chunks(*frames, call(0, arguments="{}"), finish(), usage()))
+    assert events == [ToolCallStarted(0, 0, "a", name), ArgumentsDelta(0, 0, "{}"), CALLED]
+
+
+def test_as_many_calls_as_are_allowed() -> None:
+    events, under_test = read(chunks(*[call(each, str(each), "get") for each in range(1024)], finish()))
+    assert [event for event in events if isinstance(event, ArgumentsDelta)] == [
+        ArgumentsDelta(0, index, "{}") for index in range(1024)
+    ]
+    assert under_test.complete
 
 
 def test_our_own_error_frames_are_understood() -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from moonbase.chat.events import (
     ArgumentsDelta,
     ChatEvent,
+    EngineFinish,
     Finished,
     FinishReason,
     ReasoningDelta,
@@ -27,6 +28,9 @@ CallIds = Callable[[int, str, str], str]
 """The id that clients see for a call: of choice, the server's own id (may be empty) and the function's name."""
 
 _LONG = 16  # characters that hardly a token has
+_MAX_CALLS = 1_024  # of a choice, and pieces of them in a delta; requests declare no more than 128 tools
+_MAX_NAME = 256  # characters, as of declared tools
+_MAX_CHOICES = 16  # in a chunk; requests ask for no more than 5
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
@@ -121,7 +125,7 @@ def _chunk(data: bytes) -> Chunk:
     raise broken("sent what is no chunk of an answer")
 
 
-_REASONS: dict[str, FinishReason] = {
+_REASONS: dict[str, EngineFinish] = {
     "stop": "stop",
     "eos": "stop",
     "eos_token": "stop",
@@ -130,10 +134,11 @@ _REASONS: dict[str, FinishReason] = {
     "length": "length",
     "max_tokens": "length",
     "model_length": "length",
-    "tool_calls": "tool_calls",
-    "tool_use": "tool_calls",
-    "function_call": "tool_calls",
+    "tool_calls": "stop",
+    "tool_use": "stop",
+    "function_call": "stop",
 }
+"""Calls make a `stop` into `tool_calls`, and nothing else does."""
 
 
 class AnswerReader:
@@ -143,18 +148,33 @@ class AnswerReader:
     estimated from below: a delta is one token, or one for eight characters where it plainly holds several. So an
     answer that is left or breaks off before its usage came is billed for rather too little than too much. An estimate
     also stands in for a count that cannot be; `unbelieved` names what was counted so.
+
+    A call starts when its name is known: some servers send it in pieces, so a name with which a longer one of `tools`
+    begins may go on until there are arguments. A name that no tool has is reported as it is. A call that has ended
+    without arguments has `{}`.
     """
 
     def __init__(
-        self, choices: int, prompt_tokens: int, call_ids: CallIds, most: Bounds, *, passed_on: str | None = None
+        self,
+        choices: int,
+        prompt_tokens: int,
+        call_ids: CallIds,
+        most: Bounds,
+        *,
+        tools: tuple[str, ...] = (),
+        passed_on: str | None = None,
     ) -> None:
-        """`prompt_tokens` is our own count, which holds until the server tells; `passed_on` as in `failure.refused`."""
+        """`prompt_tokens` is our own count, which holds until the server tells; `passed_on` as in `failure.refused`.
+
+        `tools` are the names that were declared.
+        """
         self.unbelieved: list[str] = []
         self._choices = [_Choice(number) for number in range(choices)]
         self._open = choices
         self._prompt_tokens = prompt_tokens
         self._call_ids = call_ids
         self._most = most
+        self._tools = tools
         self._passed_on = passed_on
         self._total: Usage | None = None  # the latest of the whole answer
         self._total_is_last = False  # whether it came when all choices had stopped
@@ -211,6 +231,8 @@ class AnswerReader:
         chunk = _chunk(data)
         if chunk.error is not None or chunk.object == "error":
             raise reported(chunk, passed_on=self._passed_on)
+        if len(chunk.choices or ()) > _MAX_CHOICES:
+            raise broken(f"sent more than {_MAX_CHOICES} choices at once")
         for choice in chunk.choices or ():
             self._take(choice, events)
         if chunk.usage is not None:
@@ -230,7 +252,9 @@ class AnswerReader:
         if wire.usage is not None:
             choice.usage = self._usage(wire.usage, [choice])
         if wire.finish_reason and choice.finish is None:  # some servers say "" for not yet
-            choice.finish = _finish_reason(choice, wire.finish_reason)
+            reason = _finish_reason(wire.finish_reason)
+            self._end_calls(choice, events, cut=reason == "length")
+            choice.finish = "tool_calls" if choice.started and reason == "stop" else reason
         if choice.finish is not None and choice.usage is not None and not choice.ended:
             self._end(choice, choice.usage, events)
 
@@ -265,30 +289,56 @@ class AnswerReader:
         if text := delta.text:
             events.append(TextDelta(choice.number, text))
             choice.estimate += _least_tokens(text)
+        if len(delta.tool_calls or ()) > _MAX_CALLS:
+            raise broken(f"sent more than {_MAX_CALLS} pieces of tool calls at once")
         for call in delta.tool_calls or ():
             self._take_call(choice, call, events)
 
     def _take_call(self, choice: "_Choice", wire: WireCall, events: list[ChatEvent]) -> None:
         function = wire.function or WireFunction()
         call = choice.call(wire, function.name or "")
-        if function.name and not call.name:
-            call.name = function.name
-            call.index = choice.started
-            choice.started += 1
-            choice.estimate += 1
-            outward = self._call_ids(choice.number, call.id, call.name)
-            events.append(ToolCallStarted(choice.number, call.index, outward, call.name))
         arguments = _text(function.arguments)
-        if not call.name:
+        if not call.started:
+            call.extend_name(function.name or "")
+            if call.name and (arguments or not self._may_go_on(call.name)):
+                self._start(choice, call, events)
+        call.blank = call.blank and not arguments.strip()
+        if call.blank or not call.started:
             call.held.append(arguments)
-            return
+        else:
+            self._argue(choice, call, arguments, events)
+
+    def _may_go_on(self, name: str) -> bool:
+        """Whether a tool has a longer name that begins with `name`."""
+        return any(tool.startswith(name) and tool != name for tool in self._tools)
+
+    def _start(self, choice: "_Choice", call: "_Call", events: list[ChatEvent]) -> None:
+        call.index = choice.started
+        choice.started += 1
+        choice.estimate += 1
+        outward = self._call_ids(choice.number, call.id, call.name)
+        events.append(ToolCallStarted(choice.number, call.index, outward, call.name))
+
+    def _argue(self, choice: "_Choice", call: "_Call", arguments: str, events: list[ChatEvent]) -> None:
+        """Give what was held of the arguments of a call that has started, and more of them."""
         if call.held:
             arguments = "".join([*call.held, arguments])
             call.held.clear()
-        if not arguments:
-            return
-        events.append(ArgumentsDelta(choice.number, call.index, arguments))
-        choice.estimate += _least_tokens(arguments)
+        if arguments:
+            events.append(ArgumentsDelta(choice.number, call.index, arguments))
+            choice.estimate += _least_tokens(arguments)
+
+    def _end_calls(self, choice: "_Choice", events: list[ChatEvent], *, cut: bool) -> None:
+        """Start what has not started, and complete what has no arguments, unless the limit `cut` the last call."""
+        for call in choice.calls:
+            if not call.name:
+                raise broken("called a function without a name")
+            if not call.started:
+                self._start(choice, call, events)
+            if not call.blank:
+                self._argue(choice, call, "", events)
+            elif not cut or call is not choice.calls[-1]:
+                events.append(ArgumentsDelta(choice.number, call.index, "{}"))
 
     def _close(self, events: list[ChatEvent]) -> None:
         """End what is not ended. A usage of the whole answer is shared out as the estimates are."""
@@ -308,21 +358,33 @@ class AnswerReader:
 
 
 class _Call:
-    """`index` counts the started calls of the choice; a call starts when its name is known."""
+    """`index` counts the started calls of the choice; `blank` says that its arguments are white space so far."""
 
-    __slots__ = ("held", "id", "index", "name")
+    __slots__ = ("blank", "held", "id", "index", "name")
 
     def __init__(self, id: str) -> None:
         self.id = id
         self.index = -1
         self.name = ""
+        self.blank = True
         self.held: list[str] = []
+
+    @property
+    def started(self) -> bool:
+        return self.index >= 0
+
+    def extend_name(self, more: str) -> None:
+        """Servers that repeat a name repeat all of it."""
+        if more != self.name:
+            self.name += more
+        if len(self.name) > _MAX_NAME:
+            raise broken(f"called a function whose name has more than {_MAX_NAME} characters")
 
 
 class _Choice:
     __slots__ = (
         "_by_index",
-        "_calls",
+        "calls",
         "ended",
         "estimate",
         "finish",
@@ -341,7 +403,7 @@ class _Choice:
         self.usage: Usage | None = None
         self.ended = False
         self._by_index: dict[int, _Call] = {}
-        self._calls: list[_Call] = []
+        self.calls: list[_Call] = []
 
     @property
     def tokens(self) -> int:
@@ -349,11 +411,6 @@ class _Choice:
         if self.usage is None:
             return self.estimate
         return self.usage.completion_tokens if self.ended else max(self.usage.completion_tokens, self.estimate)
-
-    @property
-    def nameless(self) -> bool:
-        """Whether a call never got a name."""
-        return any(not call.name for call in self._calls)
 
     def goes_on(self, delta: Delta) -> bool:
         """Whether there is more in it than white space, which some servers send after the end."""
@@ -367,11 +424,13 @@ class _Choice:
 
     def call(self, wire: WireCall, name: str) -> _Call:
         """The call that a delta belongs to, made when it is a new one."""
-        latest = self._calls[-1] if self._calls else None
+        latest = self.calls[-1] if self.calls else None
         known = latest if wire.index is None else self._by_index.get(wire.index)
         if known is None or _begins_another(known, wire, name):
+            if len(self.calls) == _MAX_CALLS:
+                raise broken(f"made more than {_MAX_CALLS} tool calls")
             known = _Call(wire.id or "")
-            self._calls.append(known)
+            self.calls.append(known)
             if wire.index is not None:
                 self._by_index[wire.index] = known
         elif wire.id and not known.name:
@@ -392,18 +451,13 @@ def _begins_another(call: _Call, wire: WireCall, name: str) -> bool:
     return wire.index is None
 
 
-def _finish_reason(choice: _Choice, given: str) -> FinishReason:
-    """Calls make it `tool_calls`, and nothing else does."""
+def _finish_reason(given: str) -> EngineFinish:
     if given == "content_filter":
         raise ContentFiltered
     reason = _REASONS.get(given)
     if reason is None:
         raise broken("gave an answer a finish_reason that is not known")
-    if choice.nameless:
-        raise broken("called a function without a name")
-    if reason == "length":
-        return reason
-    return "tool_calls" if choice.started else "stop"
+    return reason
 
 
 def _share_out(total: Usage, choices: list[_Choice]) -> None:
