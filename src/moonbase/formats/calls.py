@@ -32,7 +32,7 @@ def number_calls(messages: tuple[Message, ...]) -> CallNumbers:
     Raises `InvalidRequest` unless each call has one result before the next user or assistant message, in any order
     and with system messages anywhere, and each result has a call (moonshot-api.md 9.3).
     """
-    numbers = _numbers([call for message in messages for call in message.tool_calls])
+    numbers = _numbers(messages)
     following = iter(numbers)
     ids: list[tuple[str, ...]] = []
     unanswered: dict[str, str] = {}
@@ -47,11 +47,21 @@ def number_calls(messages: tuple[Message, ...]) -> CallNumbers:
             _refuse_duplicates(message)
         ids.append(tuple(unanswered.values()) if message.tool_calls else ())
     _refuse_missing(unanswered)
-    return CallNumbers(ids=tuple(ids), next=numbers[-1] + 1 if numbers else 0)
+    return CallNumbers(ids=tuple(ids), next=_next(numbers))
 
 
-def _numbers(calls: list[ToolCall]) -> list[int]:
+def next_call(messages: tuple[Message, ...]) -> int:
+    """The number of the next call of a conversation that `number_calls` has accepted."""
+    return _next(_numbers(messages))
+
+
+def _next(numbers: list[int]) -> int:
+    return numbers[-1] + 1 if numbers else 0
+
+
+def _numbers(messages: tuple[Message, ...]) -> list[int]:
     """The numbers in the ids when they all are ours and rise, else 0, 1, 2, …"""
+    calls = [call for message in messages for call in message.tool_calls]
     kept: list[int] = []
     for call in calls:
         number = own_number(call)

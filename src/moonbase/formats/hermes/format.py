@@ -6,7 +6,7 @@ from moonbase.chat.constraint import Constraint
 from moonbase.chat.prompt import Prompt
 from moonbase.chat.request import Conversation
 from moonbase.formats.base import Format, Parser
-from moonbase.formats.calls import number_calls
+from moonbase.formats.calls import next_call
 from moonbase.formats.hermes.constraint import constraint
 from moonbase.formats.hermes.parser import HermesParser
 from moonbase.formats.hermes.prompt import CALL, ENVELOPE, RESPONSE, THINK, render
@@ -39,7 +39,7 @@ class Hermes:
     def parser(self, conversation: Conversation, choice: int) -> Parser:
         return HermesParser(
             choice,
-            number_calls(conversation.messages).next,
+            next_call(conversation.messages),
             calls=bool(conversation.tools) and conversation.tool_choice.kind != "none",
             tokens=self._told_apart,
         )

@@ -14,7 +14,7 @@ from moonbase.chat.constraint import (
     Triggered,
 )
 from moonbase.chat.request import Conversation
-from moonbase.formats.calls import number_calls
+from moonbase.formats.calls import next_call
 from moonbase.formats.kimi_k2.prompt import CALLS, THINK
 from moonbase.formats.kimi_k2.revisions import Revision
 
@@ -68,7 +68,7 @@ def _calls(conversation: Conversation) -> Constraint:
         for tool, arguments in zip(conversation.tools, conversation.arguments, strict=True)
         if choice.kind != "function" or tool.name == choice.name
     ]
-    number = number_calls(conversation.messages).next
+    number = next_call(conversation.messages)
     if choice.kind == "function" or not conversation.parallel_tool_calls:
         return _joined(_call(tools, number), _SECTION_END)
     numbered = max(1, min(_NUMBERED_CALLS, _NUMBERED_PAIRS // len(tools)))

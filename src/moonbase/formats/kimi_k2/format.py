@@ -6,7 +6,7 @@ from moonbase.chat.constraint import Constraint
 from moonbase.chat.prompt import Prompt
 from moonbase.chat.request import Conversation
 from moonbase.formats.base import Format, Parser
-from moonbase.formats.calls import number_calls
+from moonbase.formats.calls import next_call
 from moonbase.formats.kimi_k2.constraint import constraint
 from moonbase.formats.kimi_k2.declaration import Declarations
 from moonbase.formats.kimi_k2.parser import MISSPELT, KimiK2Parser
@@ -38,7 +38,7 @@ class KimiK2:
     def parser(self, conversation: Conversation, choice: int) -> Parser:
         return KimiK2Parser(
             choice,
-            number_calls(conversation.messages).next,
+            next_call(conversation.messages),
             reasoning=self._revision.start(conversation) == "reasoning",
             calls=bool(conversation.tools) and conversation.tool_choice.kind != "none",
         )
