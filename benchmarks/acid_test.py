@@ -52,6 +52,7 @@ ENGINES = ("openvino", "llamacpp", "llamacpp-smollm2", "vllm")
 CHOICES: tuple[CallChoice, ...] = ("named", "required", "auto")
 MODEL = "kimi-k2-0905-preview"
 MAX_TOKENS = 2000
+_INVALID = "The model's output is not valid"
 _ROOT = Path(__file__).parents[1]
 _VLLM = _ROOT / ".venv-vllm" / "bin"
 _PACKAGES = {"openvino": "openvino-genai", "llamacpp": "xllamacpp", "llamacpp-smollm2": "xllamacpp"}
@@ -154,7 +155,7 @@ def _vllm_version() -> str:
 
 class Round(Struct, frozen=True):
     """What `moonbase verify` found for one `tool_choice`, and what it took: seconds, and CPU seconds of the server
-    with all its processes.
+    with all its processes. `seen` are the problems.
     """
 
     choice: CallChoice
@@ -164,6 +165,13 @@ class Round(Struct, frozen=True):
     seconds: float
     cpu: float
 
+    @property
+    def invalid(self) -> int:
+        """Answers that the server itself reports as an error: the output broke a bound that is too expensive to be held
+        while it is generated, and so is checked afterwards.
+        """
+        return sum([_INVALID in one for one in self.seen])
+
     def missed(self, *, calls: bool, least_finished: float = 0.8) -> list[str]:
         """What is not as it must be. `least_finished` is the share of forced calls that must come to their end, and
         `calls` whether there must be some that are not forced.
@@ -171,7 +179,8 @@ class Round(Struct, frozen=True):
         all_, bounded, forced = self.overall, self.bounded, self.choice != "auto"
         endless = self.choice != "named"  # a model may call again and again, and no schema bounds that
         demands = {
-            "every request is answered": all_["answered"] == all_["requests"],
+            "every request is answered": all_["answered"] + self.invalid == all_["requests"],
+            "outputs that break a bound are rare": self.invalid <= all_["requests"] // 100,
             "a demanded call comes": not (forced and all_["other"]),
             "there are calls": all_["calls"] > 0 or not (forced or calls),
             "declared names": all_["declared_names"] == all_["calls"],
@@ -286,7 +295,7 @@ def cache_with(vocabulary: Path, folder: Path) -> Path:
 
 _COLUMNS = (
     "choice|requests|calls in answers that ended with them|declared names|valid arguments|right ids|cut|"
-    "of these valid prefixes|no call|finished|bounded: finished|wall, s|CPU, s"
+    "of these valid prefixes|no call|reported as invalid|finished|bounded: finished|wall, s|CPU, s"
 )
 
 
@@ -306,6 +315,7 @@ def report(tested: Subject, rounds: list[Round], replayed: Replayed | None) -> I
             f"{all_['calls']} in {all_['tool_calls']}",
             *[all_[name] for name in ("declared_names", "valid_arguments", "right_ids", "length", "valid_prefixes")],
             all_["other"],
+            each.invalid,
             f"{100 * (all_['tool_calls'] + all_['other']) / max(all_['answered'], 1):.1f} %",
             f"{bounded['tool_calls'] + bounded['other']} of {bounded['answered']}",
             f"{each.seconds:.0f}",

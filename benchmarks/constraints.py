@@ -1,7 +1,8 @@
-"""What does holding an answer to a schema cost on the embedded engine, and what do other streams notice?
+"""What does holding an answer to a schema cost on an engine, and what do other streams notice?
 
-`python -m benchmarks.constraints [--rounds 5] [--streams 8,32] [--tokens 96]`
+`python -m benchmarks.constraints [ENGINE] [--rounds 5] [--streams 8,32] [--tokens 96] [--vocabulary DIR]`
 
+ENGINE is one of `benchmarks.acid_test`, by default `openvino`; those with Kimi's vocabulary find it in DIR.
 Throughput: the same prompts and as many tokens, free and held to an array of tool-like objects, in turn; the ratio is
 taken round by round. Delay: one stream runs while a request with 30 tools that nobody has sent before comes in, and
 then the same request again; the longest pause between two of its tokens, beside the longest without any newcomer.
@@ -11,22 +12,19 @@ import argparse
 import asyncio
 import json
 import statistics
+import tempfile
 import time
 from array import array
+from pathlib import Path
 
-from moonbase import config
-from moonbase.catalog.catalog import load_catalog
-from moonbase.catalog.weights import locate
+from benchmarks.acid_test import ENGINES, subject
+from benchmarks.replay import Parts
 from moonbase.chat.constraint import Constraint, JsonSchema
 from moonbase.chat.prompt import Control
 from moonbase.chat.request import Conversation, Message, Sampling, TextPart, Tool, ToolChoice
-from moonbase.config import EngineSettings
 from moonbase.engines.base import GenerateRequest, TokenIds
 from moonbase.engines.grammar import Grammar, Grammars
-from moonbase.engines.openvino.engine import OpenVINOEngine
-from moonbase.engines.structural_tag import OpenVINODialect
-from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
-from moonbase.formats.hermes.format import Hermes
+from moonbase.router.token_deployment import single_tokens
 
 _TOOLS = 30
 _LONG = 400  # tokens of the stream that newcomers may disturb
@@ -46,15 +44,14 @@ _PLACES = JsonSchema(json.dumps({"type": "array", "items": _PLACE, "minItems": 1
 class Bench:
     """An engine of one's own, asked directly."""
 
-    def __init__(self) -> None:
-        path = locate("smollm2-135m", load_catalog({}), config.cache())
-        if path is None:
-            raise SystemExit("fetch the model first: moonbase models pull")
-        self.engine = OpenVINOEngine(EngineSettings(), path)
-        self._tokenizer = HuggingFaceTokenizer.read(path)
-        self._format = Hermes()
-        self._grammars = Grammars(OpenVINODialect())
-        self._stops = tuple([self._tokenizer.control(name) for name in Hermes.stop_controls])
+    def __init__(self, parts: Parts) -> None:
+        dialect = parts.engine.description.dialect
+        assert dialect is not None
+        self.engine = parts.engine
+        self._tokenizer = parts.tokenizer
+        self._format = parts.format
+        self._grammars = Grammars(dialect)
+        self._stops = tuple(single_tokens(parts.tokenizer, parts.format.stop_controls).values())
         self._number = 0
 
     def request(self, text: str, tokens: int, grammar: Grammar | None, *, ends: bool = True) -> GenerateRequest:
@@ -151,8 +148,8 @@ def _tool_schema(round_number: int, number: int) -> object:
     }
 
 
-async def _run(rounds: int, streams: list[int], tokens: int) -> None:
-    bench = Bench()
+async def _run(parts: Parts, rounds: int, streams: list[int], tokens: int) -> None:
+    bench = Bench(parts)
     await bench.engine.start()
     try:
         for number in streams:
@@ -193,11 +190,16 @@ async def _delay(bench: Bench, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", nargs="?", default="openvino", choices=ENGINES)
+    parser.add_argument("--vocabulary", type=Path, default=Path(), help="folder with Kimi's tiktoken.model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", default="8,32")
     parser.add_argument("--tokens", type=int, default=96)
     options = parser.parse_args()
-    asyncio.run(_run(options.rounds, [int(number) for number in options.streams.split(",")], options.tokens))
+    with tempfile.TemporaryDirectory() as folder:
+        parts = subject(options.engine, options.vocabulary.resolve(), Path(folder), uniform=True).parts()
+        streams = [int(number) for number in filter(None, options.streams.split(","))]
+        asyncio.run(_run(parts, options.rounds, streams, options.tokens))
 
 
 if __name__ == "__main__":

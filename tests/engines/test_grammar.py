@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -10,15 +11,21 @@ from moonbase.engines.grammar import Grammars
 from moonbase.engines.json_rules import Budget
 from moonbase.engines.structural_tag import OpenVINODialect
 
+LONG = JsonSchema(
+    json.dumps({"type": "object", "properties": {f"name_{number}": {"type": "boolean"} for number in range(2_000)}})
+)
+
 
 class Counting(OpenVINODialect):
-    """Counts how often the rules of JSON values are made."""
+    """Counts how often the rules of JSON values are made, and knows in which thread they were last."""
 
     def __init__(self) -> None:
         self.made = 0
+        self.thread = 0
 
     def finished(self, rules: dict[str, str], unspelled: tuple[str, ...]) -> dict[str, str]:
         self.made += 1
+        self.thread = threading.get_ident()
         return super().finished(rules, unspelled)
 
 
@@ -39,17 +46,31 @@ def test_an_equal_constraint_is_written_once():
 
 
 @pytest.mark.anyio
+async def test_long_schemas_are_read_beside_the_event_loop_even_when_the_first_to_wait_leaves():
+    dialect = Counting()
+    grammars = Grammars(dialect)
+    first, second = [asyncio.create_task(grammars.prepare(LONG)) for _ in range(2)]
+    await asyncio.sleep(0)
+    first.cancel()
+
+    assert await second == grammars.write(LONG)
+
+    assert dialect.made == 1
+    assert dialect.thread != threading.get_ident()
+    await grammars.prepare(calls(1))
+    assert dialect.thread == threading.get_ident(), "short ones are not worth a thread"
+
+
+@pytest.mark.anyio
 async def test_those_who_wait_for_the_same_long_schemas_share_one_reading():
     dialect = Counting()
     grammars = Grammars(dialect, capacity=0)
-    names = {f"name_{number}": {"type": "boolean"} for number in range(2_000)}
-    long = JsonSchema(json.dumps({"type": "object", "properties": names}))
 
-    first, second = await asyncio.gather(grammars.prepare(long), grammars.prepare(long))
+    first, second = await asyncio.gather(grammars.prepare(LONG), grammars.prepare(LONG))
 
     assert first is second
     assert dialect.made == 1
-    assert await grammars.prepare(long) == first
+    assert await grammars.prepare(LONG) == first
 
 
 def test_known_schemas_are_not_translated_again():

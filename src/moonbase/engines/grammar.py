@@ -97,7 +97,7 @@ class Dialect(Protocol):
 
 
 class Grammars:
-    """Constraints as grammars of one dialect. Thread-safe.
+    """Constraints as grammars of one dialect. `write` may be called from any thread, `prepare` in one event loop.
 
     What it wrote lately it keeps, since programs repeat their tools, and apart from the rest the rules of all JSON
     values, since the numbers that calls bear change from turn to turn. All clients share the memory. Only the whole
@@ -110,6 +110,7 @@ class Grammars:
         self._grammars: Recent[Constraint, Grammar] = Recent(capacity)
         self._values: Recent[tuple[tuple[str, ...], tuple[JsonSchema, ...]], _Values] = Recent(capacity)
         self._in_threads: dict[Constraint, asyncio.Task[Grammar]] = {}
+        self._one_thread = asyncio.Semaphore()  # more would not be faster, and hold up what else needs a thread
 
     async def prepare(self, constraint: Constraint) -> Grammar:
         """The same as `write`, for the event loop: long schemas that are new are read in a thread, once for all who
@@ -122,9 +123,15 @@ class Grammars:
             return self.write(constraint)
         task = self._in_threads.get(constraint)
         if task is None:
-            task = self._in_threads[constraint] = asyncio.create_task(asyncio.to_thread(self.write, constraint))
-            task.add_done_callback(lambda _: self._in_threads.pop(constraint))
-        return await asyncio.shield(task)
+            task = self._in_threads[constraint] = asyncio.create_task(self._write_in_thread(constraint))
+        return await asyncio.shield(task)  # who leaves does not end it: others may wait for it
+
+    async def _write_in_thread(self, constraint: Constraint) -> Grammar:
+        try:
+            async with self._one_thread:
+                return await asyncio.to_thread(self.write, constraint)
+        finally:
+            del self._in_threads[constraint]
 
     def write(self, constraint: Constraint) -> Grammar:
         """The grammar of the outputs that `constraint` allows; its start is the rule `root`."""

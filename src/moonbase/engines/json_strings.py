@@ -36,11 +36,9 @@ class Strings:
     @property
     def openings(self) -> dict[str, str]:
         """The characters that `excludes` begin with, each with the class of the plain characters that may follow."""
+        following = {first: {ord(text[1]) for text in self._excludes if ord(text[0]) == first} for first in self.never}
         return {
-            chr(first): self.plain_but(
-                [(ord(text[1]), ord(text[1])) for text in self._excludes if ord(text[0]) == first]
-            )
-            for first in self.never
+            chr(first): self.plain_but([(code, code) for code in sorted(codes)]) for first, codes in following.items()
         }
 
     @property
