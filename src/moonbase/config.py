@@ -33,7 +33,6 @@ ModelFault = Literal[
     "prose_answer",
     "invalid_answer",
     "empty_answer",
-    "over_limit",
     "cut_short",
 ]
 Fault = MachineFault | ModelFault
@@ -98,7 +97,11 @@ class EngineSettings(_Section, frozen=True):
         _d("How the model is spoken with; by default as its weights say, else `hermes`; for `echo`, `kimi-k2-0905`."),
     ] = None
     vocabulary: Annotated[
-        str | None, _d("Folder with the model's vocabulary, when it does not lie with the model.")
+        str | None,
+        _d(
+            "Folder with the model's vocabulary, when it does not lie with the model; for `echo` and `chaos`, the one "
+            "that they count with."
+        ),
     ] = None
     arguments: Annotated[
         tuple[str, ...], _d("More command-line arguments for an engine started here (vllm, sglang, llamacpp).")

@@ -22,7 +22,6 @@ PASSED_ON = "kimi-k2-0711-preview"
 REFUSED = {"tools.required", "tools.named", "tools.auto", "tools.parallel"}
 JSON = {"json.object", "json.schema"}
 EMPTY = {"chat.completion", "tools.auto", "tools.none"}
-LIMIT = {"chat.length", "tools.cut"}
 FAULTS = {
     # what fails where outputs are passed on as they are, and where ours makes them explicit errors
     "undeclared_tool": ({"tools.named", "tools.names"}, REFUSED),
@@ -34,7 +33,6 @@ FAULTS = {
     "prose_answer": (JSON, JSON),
     "invalid_answer": (JSON, JSON),
     "empty_answer": (EMPTY, EMPTY),
-    "over_limit": (LIMIT, LIMIT),
     "cut_short": ({"chat.finish"}, {"chat.finish"}),
 }
 

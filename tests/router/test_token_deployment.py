@@ -188,6 +188,31 @@ async def test_the_engine_gets_the_prompt_the_stops_of_the_format_and_the_scope(
     assert (request.cache_scope, request.user_text, request.max_tokens) == ("org", "Hi", 100)
 
 
+async def test_an_engine_that_goes_on_over_the_limit_is_cut_and_only_the_limit_is_counted() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine), n=2) as stream:
+        engine.generation.put([Delta(0, tokens("a b ")), Delta(0, tokens("c ") * 100), Delta(1, tokens("also "))])
+        engine.generation.put([Delta(0, tokens("never seen"), "stop"), Delta(1, [], "stop")])
+        events = await everything(stream)
+    text = "".join([event.text for event in events if isinstance(event, TextDelta) and event.choice == 0])
+    assert text.startswith("a b c ")
+    ends = [event for event in events if isinstance(event, Finished)]
+    assert [(end.choice, end.reason, end.usage.completion_tokens) for end in ends] == [
+        (0, "length", 100),
+        (1, "stop", 1),
+    ]
+    assert engine.cancelled == [0]
+
+
+@pytest.mark.parametrize("claimed", [-77, 10**40])
+async def test_no_more_of_a_prompt_is_cached_than_there_is(claimed: int) -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine)) as stream:
+        engine.generation.put([Delta(0, tokens("a"), "stop", cached_tokens=claimed)])
+        await everything(stream)
+        assert stream.cached_tokens == (0 if claimed < 0 else stream.prompt_tokens)
+
+
 async def test_a_stop_string_ends_one_choice_and_cancels_it_in_the_engine() -> None:
     engine = StillEngine()
     with await opened(deployment(engine), n=2, stop=("END",)) as stream:

@@ -61,7 +61,6 @@ class ChaosEngine:
     - `leaked_marker`: the marker of a call as plain text before it
     - `prose_answer`, `invalid_answer`: talk around a JSON answer; one without what its schema requires
     - `empty_answer`: nothing in place of free text
-    - `over_limit`: writes on over the output limit
     - `cut_short`: breaks off as if the output limit were reached
     """
 
@@ -127,8 +126,6 @@ class ChaosEngine:
             pieces = [[self._random.randrange(256) for _ in piece] for piece in pieces]
         if fault == "cut_short" and len(pieces) > 1:
             return cut(pieces[: len(pieces) // 2], request.max_tokens)[0], "length"
-        if fault == "over_limit":
-            return pieces, "stop"
         return cut(pieces, request.max_tokens)
 
     def _next_fault(self) -> Fault | None:

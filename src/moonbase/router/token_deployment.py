@@ -6,7 +6,16 @@ from typing import Self
 
 from moonbase.catalog.model import Capabilities
 from moonbase.chat.constraint import Constraint
-from moonbase.chat.events import ChatEvent, Finished, FinishReason, OutputEvent, TextDelta, ToolCallStarted, Usage
+from moonbase.chat.events import (
+    ChatEvent,
+    EngineFinish,
+    Finished,
+    FinishReason,
+    OutputEvent,
+    TextDelta,
+    ToolCallStarted,
+    Usage,
+)
 from moonbase.chat.prompt import Prompt, Segment
 from moonbase.chat.request import ChatRequest, Conversation, Sampling
 from moonbase.config import EngineSettings
@@ -109,14 +118,15 @@ class TokenDeployment:
                 user_text=prompt.user_text,
             )
         )
-        choices = [self._choice(prompt, number) for number in range(sampling.n)]
+        choices = [self._choice(prompt, number, max_tokens) for number in range(sampling.n)]
         return TokenStream(generation, choices, len(prompt.ids))
 
-    def _choice(self, prompt: "PreparedPrompt", number: int) -> "_Choice":
+    def _choice(self, prompt: "PreparedPrompt", number: int, max_tokens: int) -> "_Choice":
         looks = prompt.conversation.tools or self._format.reasons  # else what spells a marker is just text
         decoder = OutputDecoder(self._tokenizer.decode, self._marker_ids, self._text_markers if looks else ())
         stops = StopStrings(prompt.stop) if prompt.stop else None
-        return _Choice(number, decoder, self._format.parser(prompt.conversation, number), stops)
+        parser = self._format.parser(prompt.conversation, number)
+        return _Choice(number, decoder, parser, stops, room=max_tokens, prompt_tokens=len(prompt.ids))
 
 
 class PreparedPrompt:
@@ -203,13 +213,11 @@ class TokenStream:
 
     def _feed(self, delta: Delta, events: list[ChatEvent]) -> None:
         choice = self._choices[delta.choice]
-        if choice.stopped:
+        if choice.ended:
             return
-        choice.feed(delta, events)
-        reason: FinishReason | None = delta.finish
-        if choice.stopped:
+        reason: FinishReason | None = choice.feed(delta, events)
+        if choice.ended:
             self._generation.stop(delta.choice)
-            reason = "stop"
         if reason == "stop" and choice.called:
             reason = "tool_calls"
         if reason is not None:
@@ -218,12 +226,30 @@ class TokenStream:
 
 
 class _Choice:
-    """One choice's way from token ids to events. Stop strings count in its text, not in reasoning or arguments."""
+    """One choice's way from token ids to events. Stop strings count in its text, not in reasoning or arguments.
 
-    __slots__ = ("_decoder", "_number", "_parser", "_stops", "cached", "called", "reasoning_tokens", "tokens")
+    What engines count is believed within bounds: no more than `room` tokens of output, nor than `prompt_tokens` from a
+    cache.
+    """
 
-    def __init__(self, number: int, decoder: OutputDecoder, parser: Parser, stops: StopStrings | None) -> None:
+    __slots__ = (
+        *("_decoder", "_number", "_parser", "_prompt_tokens", "_room", "_stops"),
+        *("cached", "called", "ended", "reasoning_tokens", "tokens"),
+    )
+
+    def __init__(
+        self,
+        number: int,
+        decoder: OutputDecoder,
+        parser: Parser,
+        stops: StopStrings | None,
+        *,
+        room: int,
+        prompt_tokens: int,
+    ) -> None:
         self._number = number
+        self._room = room
+        self._prompt_tokens = prompt_tokens
         self._decoder = decoder
         self._parser = parser
         self._stops = stops
@@ -232,32 +258,37 @@ class _Choice:
         self.reasoning_tokens = 0
         self.called = False
         """Whether a tool call was reported."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string was found."""
-        return self._stops is not None and self._stops.matched
+        self.ended = False
+        """Whether it has all it may have, so that the engine need not go on."""
 
     @property
     def broken_calls(self) -> int:
         """Tool calls that were begun and could not be reported."""
         return self._parser.dropped
 
-    def feed(self, delta: Delta, events: list[ChatEvent]) -> None:
-        """Add the events of `delta`, the last ones of the choice when it says so."""
-        self.tokens += len(delta.token_ids)
-        self.cached += delta.cached_tokens
-        found = self._parsed(self._decoder.feed(delta.token_ids))
-        if delta.finish is not None:
+    def feed(self, delta: Delta, events: list[ChatEvent]) -> EngineFinish | None:
+        """Add the events of `delta`; how the choice ends, if it does."""
+        ids, finish = delta.token_ids, delta.finish
+        left = self._room - self.tokens
+        if len(ids) > left:
+            ids, finish, self.ended = ids[:left], "length", True
+        self.tokens += len(ids)
+        self.cached = min(max(self.cached + delta.cached_tokens, 0), self._prompt_tokens)
+        found = self._parsed(self._decoder.feed(ids))
+        if finish is not None:
             found += self._parsed(self._decoder.flush())
             found += self._parser.flush()
         if self._stops is None:
             self.called = self._parser.calls > 0
             events += found
-        else:
-            self._cut(self._stops, found, events)
-            if delta.finish is not None and (held := self._stops.flush()):
-                events.append(TextDelta(self._number, held))
+            return finish
+        self._cut(self._stops, found, events)
+        if self._stops.matched:
+            self.ended = True
+            return "stop"
+        if finish is not None and (held := self._stops.flush()):
+            events.append(TextDelta(self._number, held))
+        return finish
 
     def _parsed(self, segments: list[Segment]) -> list[OutputEvent]:
         parser = self._parser
