@@ -125,8 +125,8 @@ def strictly(**schema: Any) -> dict[str, Any]:
     ("fields", "adapted"),
     [
         (
-            {"response_format": strictly(type="object", const={"a": 1}, oneOf=[{}])},
-            "response_format.left_out=const+oneOf",
+            {"response_format": strictly(type="object", const={"a": 1}, allOf=[{}])},
+            "response_format.left_out=allOf+const",
         ),
         ({"response_format": strictly(type="object"), "stop": "b"}, "response_format.validation=off"),
         ({"response_format": strictly(type="object", title="T")}, None),

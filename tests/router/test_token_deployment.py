@@ -192,14 +192,15 @@ async def test_an_engine_that_goes_on_over_the_limit_is_cut_and_only_the_limit_i
     engine = StillEngine()
     with await opened(deployment(engine), n=2) as stream:
         engine.generation.put([Delta(0, tokens("a b ")), Delta(0, tokens("c ") * 100), Delta(1, tokens("also "))])
+        events = await stream.read()
         engine.generation.put([Delta(0, tokens("never seen"), "stop"), Delta(1, [], "stop")])
-        events = await everything(stream)
+        events += await everything(stream)
     text = "".join([event.text for event in events if isinstance(event, TextDelta) and event.choice == 0])
     assert text.startswith("a b c ")
     ends = [event for event in events if isinstance(event, Finished)]
     assert [(end.choice, end.reason, end.usage.completion_tokens) for end in ends] == [
         (0, "length", 100),
-        (1, "stop", 1),
+        (1, "stop", len(tokens("also "))),
     ]
     assert engine.cancelled == [0]
 

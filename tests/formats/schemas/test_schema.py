@@ -86,7 +86,7 @@ def test_a_violation_names_the_field_and_the_place() -> None:
 @pytest.mark.parametrize(
     ("tree", "kept", "left_out"),
     [
-        ({"type": "string", "format": "email", "const": "x", "not": {}, "oneOf": [{}]}, {"type": "string"}, 4),
+        ({"type": "string", "format": "email", "const": 5, "not": {}, "allOf": [{}]}, {"type": "string"}, 4),
         ({"type": "string", "title": "T", "default": "x", "description": "d", "$id": "i"}, {"type": "string"}, 0),
         ({"type": ["null", "null"], "x-note": 1, "nullable": True}, {"type": "null"}, 0),
         ({"type": "object", "minLength": 1, "items": {}, "pattern": "a"}, {"type": "object"}, 0),
@@ -111,11 +111,72 @@ def test_what_is_not_enforced_is_not_checked(tree: Any, kept: Any, left_out: int
     assert len(schema(tree).left_out) == left_out
 
 
+_ONE = {"type": "integer", "enum": [1]}
+_CAT = {"type": "object", "properties": {"kind": {"const": "cat", "title": "Kind", "type": "string"}}}
+_DOG = {"type": "object", "properties": {"kind": {"const": "dog", "title": "Kind", "type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "kept", "left_out"),
+    [
+        ({"const": "a", "type": "string"}, {"type": "string", "enum": ["a"]}, ()),
+        ({"const": "a", "type": ["string", "null"]}, {"type": ["string", "null"], "enum": ["a"]}, ()),
+        ({"const": 7}, {"type": "integer", "enum": [7]}, ()),
+        ({"const": True}, {"type": "boolean", "enum": [True]}, ()),
+        ({"items": {"const": 1.5}}, {"items": {"type": "number", "enum": [1.5]}}, ()),
+        ({"oneOf": [{"type": "string"}, {"const": 1}]}, {"anyOf": [{"type": "string"}, _ONE]}, ()),
+        (
+            {"$defs": {"c": {"oneOf": [{"type": "string"}, {}]}}, "$ref": "#/$defs/c"},
+            {"$defs": {"c": {"anyOf": [{"type": "string"}, {}]}}, "$ref": "#/$defs/c"},
+            (),
+        ),
+        # what has no other words, or none that the service takes
+        ({"const": {"a": 1}}, {}, ("const",)),
+        ({"const": 5, "type": "string"}, {"type": "string"}, ("const",)),
+        ({"const": "a", "enum": ["a", "b"], "type": "string"}, {"enum": ["a", "b"], "type": "string"}, ("const",)),
+        ({"oneOf": [{"type": "string"}], "anyOf": [{}]}, {"anyOf": [{}]}, ("oneOf",)),
+        ({"oneOf": []}, {}, ("oneOf",)),
+        ({"oneOf": [5]}, {}, ("oneOf",)),
+        ({"oneOf": [{"$ref": "#/$defs/none"}]}, {}, ("oneOf",)),
+        ({"oneOf": 5, "type": "string"}, {"type": "string"}, ("oneOf",)),
+    ],
+)
+def test_const_and_one_of_are_held_to_in_other_words(tree: Any, kept: Any, left_out: tuple[str, ...]) -> None:
+    assert enforced(tree) == kept
+    assert schema(tree).left_out == left_out
+
+
+def test_a_union_with_a_discriminator_is_held_to() -> None:
+    """As pydantic writes it."""
+    found = schema(
+        {
+            "$defs": {"Cat": _CAT, "Dog": _DOG},
+            "type": "object",
+            "properties": {
+                "pet": {
+                    "discriminator": {"propertyName": "kind", "mapping": {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog"}},
+                    "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+                }
+            },
+            "required": ["pet"],
+        }
+    )
+    assert found.violation('{"pet":{"kind":"dog"}}') is None
+    assert found.violation('{"pet":{"kind":"cow"}}') is not None
+    assert found.violation('{"pet":-2.5}') is not None
+    assert found.left_out == ()
+
+
+def test_a_union_of_any_depth_is_no_accident() -> None:
+    text = '{"oneOf":[' * 300 + '{"type":"string"}' + "]}" * 300
+    assert read(text, "parameters").left_out == ("oneOf",)
+
+
 def test_keywords_that_are_left_out_are_named_wherever_they_are() -> None:
     inner = {"type": "string", "format": "email", "x-note": 1}
-    found = schema({"type": "object", "oneOf": [{}], "properties": {"const": {"anyOf": [inner]}}})
+    found = schema({"type": "object", "allOf": [{}], "properties": {"const": {"anyOf": [inner]}}})
 
-    assert found.left_out == ("format", "oneOf"), "neither a property's name nor an unknown keyword counts"
+    assert found.left_out == ("allOf", "format"), "neither a property's name nor an unknown keyword counts"
 
 
 def test_a_property_may_be_called_like_a_keyword() -> None:

@@ -7,8 +7,9 @@ import jsonschema_rs
 import msgspec
 
 from moonbase.formats.schemas import mfjs
-from moonbase.formats.schemas.enforced import PATTERN_BYTES, PATTERNS, enforced
+from moonbase.formats.schemas.enforced import PATTERN_BYTES, PATTERNS, Enforced, enforced
 from moonbase.formats.schemas.nodes import graph
+from moonbase.formats.schemas.rewording import reworded
 from moonbase.formats.schemas.shapes import Unenforceable
 from moonbase.formats.schemas.steps import Steps
 
@@ -97,6 +98,12 @@ def read(text: str, field: str) -> Schema:
     report = mfjs.inspect(tree)
     if report.hard is not None:
         raise Refused(report.hard, hard=True)
+    part = _reworded_part(tree) or _part(tree)
+    return Schema(part.tree, field, tuple(sorted(part.left_out)), tuple(map(str, report.soft)), part.patterns)
+
+
+def _part(tree: dict[str, Any]) -> Enforced:
+    """The enforced part of an inspected schema. Raises `Refused`."""
     part = enforced(tree)
     try:
         graph(part.tree)
@@ -104,7 +111,18 @@ def read(text: str, field: str) -> Schema:
         raise Refused(mfjs.Finding(error.path, error.reason), hard=error.hard) from error
     if not Steps(part.tree).affordable(None):
         raise Refused(mfjs.Finding(mfjs.ROOT, mfjs.TOO_LARGE), hard=False)
-    return Schema(part.tree, field, tuple(sorted(part.left_out)), tuple(map(str, report.soft)), part.patterns)
+    return part
+
+
+def _reworded_part(tree: dict[str, Any]) -> Enforced | None:
+    """The same of what `reworded` makes of it; None where that is nothing, or nothing that can be held to."""
+    other = reworded(tree)
+    if other is None or mfjs.inspect(other).hard is not None:
+        return None
+    try:
+        return _part(other)
+    except Refused:
+        return None
 
 
 def decode(text: str) -> Any:
