@@ -189,6 +189,34 @@ def test_a_wrong_type_carries_its_path() -> None:
     assert refusal.value.path == "messages.0.content.0.text"
 
 
+def out_of_range(key: str, text: str = "") -> str:
+    """What is said of a body with a number out of range under this key in a tool, and a message with this text."""
+    message = json.dumps({"role": "user", "content": text})
+    body = f'{{"model":"m","messages":[{message}],"tools":[{{{json.dumps(key)}:1e309}}]}}'
+    with pytest.raises(InvalidRequest) as refusal:
+        decode_chat(body.encode())
+    return str(refusal.value)
+
+
+def test_the_key_of_a_number_out_of_range_is_looked_for_in_no_large_body() -> None:
+    said = "Invalid request: the `{}` field in the request is illegal: Number out of range"
+    assert out_of_range("a", "x" * 250_000) == said.format("tools.0.a")
+    assert out_of_range("a", "x" * 262_144) == said.format("tools.0.*")
+
+
+def test_a_long_path_is_cut() -> None:
+    said = "Invalid request: the `{}…` field in the request is illegal: Number out of range"
+    assert out_of_range("k" * 250_000) == said.format("tools.0." + "k" * 192)
+
+
+def test_the_path_of_a_deep_number_is_cut() -> None:
+    body = f'{{"model":"m","messages":[{{"tools":{"[" * 400}1e309{"]" * 400}}}]}}'
+    with pytest.raises(InvalidRequest) as refusal:
+        decode_chat(body.encode())
+    assert "`messages.0.tools.0.0." in str(refusal.value)
+    assert len(str(refusal.value)) < 300
+
+
 def test_an_estimate_needs_only_model_and_messages() -> None:
     model, found = decode_estimate(json.dumps(GOOD | {"temperature": "ignored here"}).encode())
     assert model == "m"

@@ -12,6 +12,8 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _VALIDATION = re.compile(r"Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 _GO_TYPES = {"str": "string", "int": "int", "float": "float64", "bool": "bool", "array": "array"}
 _KINDS = {"str": "string", "int": "number", "float": "number"}
+_LONGEST = 200  # characters of a path that are shown: its keys and its depth are the client's
+_SEARCHED = 256 * 1024  # bytes of a body that is read a second time: nothing else runs meanwhile
 
 
 def wrong_type(text: str, prefix: str = "") -> InvalidRequest:
@@ -19,12 +21,12 @@ def wrong_type(text: str, prefix: str = "") -> InvalidRequest:
     match = _VALIDATION.match(text)
     if match is None:
         reason, _, path = text.partition(" - at `$.")
-        return InvalidRequest(f"the `{prefix}{_dotted(path.rstrip('`'))}` field in the request is illegal: {reason}")
+        return _illegal(prefix + _dotted(path.rstrip("`")), reason)
     expected = match["expected"].split(" | ")[0]
     got = _KINDS.get(match["got"], match["got"])
     if not match["path"]:
         return InvalidRequest(f"the request body must be a JSON object, and {got} is not acceptable")
-    return WrongType(prefix + _dotted(match["path"]), _GO_TYPES.get(expected, "dict[string,interface]"), got)
+    return WrongType(_shown(prefix + _dotted(match["path"])), _GO_TYPES.get(expected, "dict[string,interface]"), got)
 
 
 def _dotted(path: str) -> str:
@@ -32,14 +34,22 @@ def _dotted(path: str) -> str:
     return path.replace("[...]", ".*").replace("[", ".").replace("]", "")
 
 
-def out_of_range(text: str, body: bytes) -> InvalidRequest | None:
-    """The error for msgspec's validation sentence about a number in a map; None for any other.
+def _illegal(path: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"the `{_shown(path)}` field in the request is illegal: {reason}")
 
-    msgspec does not say which keys of a map lead to the number, so it is looked for in `body`. Raises
-    `RecursionError` as `json.loads` does.
+
+def _shown(path: str) -> str:
+    return path if len(path) <= _LONGEST else path[:_LONGEST] + "…"
+
+
+def out_of_range(text: str, body: bytes) -> InvalidRequest | None:
+    """The error for msgspec's validation sentence about a number in a map; None for any other, and for a large body.
+
+    msgspec does not say which keys of a map lead to the number, so it is looked for in `body`, up to 256 KB of it.
+    Raises `RecursionError` as `json.loads` does.
     """
     reason, _, path = text.partition(" - at `$")
-    if not reason.endswith("out of range") or "[...]" not in path:
+    if not reason.endswith("out of range") or "[...]" not in path or len(body) > _SEARCHED:
         return None
     try:
         places: list[tuple[_Place, Any]] = [(None, json.loads(body, parse_int=float))]
@@ -49,7 +59,7 @@ def out_of_range(text: str, body: bytes) -> InvalidRequest | None:
         places = [((place, found), inner) for place, value in places for found, inner in _inside(value, name or key)]
     for place, value in places:
         if isinstance(value, float) and math.isinf(value):
-            return InvalidRequest(f"the `{_written(place)}` field in the request is illegal: {reason}")
+            return _illegal(_written(place), reason)
     return None
 
 

@@ -1,6 +1,7 @@
 """Responses of servers of this dialect, well-behaved and otherwise, read as events."""
 
 import json
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -398,13 +399,49 @@ LOOK_UP = ToolCallStarted(0, 0, "a", "look_up")
         pytest.param(
             [call(0, "a", "look"), call(1, "b", "put", "{}"), finish(), usage()],
             [
-                ToolCallStarted(0, 0, "b", "put"),
-                ArgumentsDelta(0, 0, "{}"),
-                ToolCallStarted(0, 1, "a", "look"),
+                ToolCallStarted(0, 0, "a", "look"),
+                PUT,
                 ArgumentsDelta(0, 1, "{}"),
+                ArgumentsDelta(0, 0, "{}"),
                 CALLED,
             ],
             id="a name that another begins with, and no arguments",
+        ),
+        pytest.param(
+            [
+                call(0, "a", "look"),
+                call(0, "b", "put"),
+                call(0, arguments="{"),
+                call(0, arguments="}"),
+                finish(),
+                usage(),
+            ],
+            [
+                ToolCallStarted(0, 0, "a", "look"),
+                PUT,
+                ArgumentsDelta(0, 1, "{"),
+                ArgumentsDelta(0, 1, "}"),
+                ArgumentsDelta(0, 0, "{}"),
+                CALLED,
+            ],
+            id="a name that another begins with, then a call of the same index",
+        ),
+        pytest.param(
+            [
+                call(0, None, None, "{"),
+                call(0, "a", "look"),
+                call(1, "b", "put"),
+                call(0, arguments="}"),
+                finish(),
+                usage(),
+            ],
+            [ToolCallStarted(0, 0, "a", "look"), PUT, ArgumentsDelta(0, 0, "{}"), ArgumentsDelta(0, 1, "{}"), CALLED],
+            id="a name that another begins with, after its first arguments",
+        ),
+        pytest.param(
+            [call(0, "a", "get", " " * 1024), call(0, arguments="{}"), finish(), usage()],
+            [GET, ArgumentsDelta(0, 0, " " * 1024 + "{}"), CALLED],
+            id="as much white space as is allowed",
         ),
         pytest.param(
             [call(0, "a", "no such\tool", "{}"), finish(), usage()],
@@ -462,6 +499,24 @@ UNAVAILABLE = EngineUnavailable
             UNAVAILABLE,
             "more than 1024 tool calls",
             id="endless calls",
+        ),
+        pytest.param(
+            chunks(call(0, "a", "get", ""), *[call(0, arguments=" \n\t\r" * 4)] * 65),
+            UNAVAILABLE,
+            "1024 characters of white space",
+            id="endless white space",
+        ),
+        pytest.param(
+            chunks(call(0, "a", "get", " " * 1025)),
+            UNAVAILABLE,
+            "1024 characters of white space",
+            id="much white space at once",
+        ),
+        pytest.param(
+            chunks(call(0, "a", None, " " * 1025)),
+            UNAVAILABLE,
+            "1024 characters of white space",
+            id="much white space before the name",
         ),
         pytest.param(
             chunks(delta(tool_calls=[{"index": 0, "function": {"arguments": "x"}}] * 1025)),
@@ -532,6 +587,29 @@ def test_the_name_of_a_tool_is_whole_however_it_is_cut(name: str, places: set[in
     frames = [call(0, "a" if ids or not number else None, piece) for number, piece in enumerate(pieces)]
     events, _ = read(chunks(*frames, call(0, arguments="{}"), finish(), usage()))
     assert events == [ToolCallStarted(0, 0, "a", name), ArgumentsDelta(0, 0, "{}"), CALLED]
+
+
+@given(st.lists(st.tuples(st.sampled_from(TOOLS), st.sampled_from(["", " ", "{}"])), min_size=1, max_size=6))
+def test_calls_start_in_the_order_of_the_server(calls: list[tuple[str, str]]) -> None:
+    frames = [call(index, str(index), name, arguments) for index, (name, arguments) in enumerate(calls)]
+    events, _ = read(chunks(*frames, finish(), usage()))
+    assert [event for event in events if isinstance(event, ToolCallStarted)] == [
+        ToolCallStarted(0, index, str(index), name) for index, (name, _) in enumerate(calls)
+    ]
+
+
+def test_empty_pieces_of_arguments_are_not_kept() -> None:
+    under_test = reader()
+    under_test.feed(chunks(call(0, "a", "get", ""))[0], [])
+    frame = chunks(call(0, arguments=""))[0]
+    tracemalloc.start()
+    try:
+        for _ in range(20_000):
+            under_test.feed(frame, [])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 20_000
 
 
 def test_as_many_calls_as_are_allowed() -> None:

@@ -30,6 +30,7 @@ CallIds = Callable[[int, str, str], str]
 _LONG = 16  # characters that hardly a token has
 _MAX_CALLS = 1_024  # of a choice, and pieces of them in a delta; requests declare no more than 128 tools
 _MAX_NAME = 256  # characters, as of declared tools
+_MAX_BLANK = 1_024  # characters of white space before a call's arguments
 _MAX_CHOICES = 16  # in a chunk; requests ask for no more than 5
 
 
@@ -150,8 +151,8 @@ class AnswerReader:
     also stands in for a count that cannot be; `unbelieved` names what was counted so.
 
     A call starts when its name is known: some servers send it in pieces, so a name with which a longer one of `tools`
-    begins may go on until there are arguments. A name that no tool has is reported as it is. A call that has ended
-    without arguments has `{}`.
+    begins may go on until there are arguments or another call begins. A name that no tool has is reported as it is. A
+    call that has ended without arguments has `{}`.
     """
 
     def __init__(
@@ -296,7 +297,10 @@ class AnswerReader:
 
     def _take_call(self, choice: "_Choice", wire: WireCall, events: list[ChatEvent]) -> None:
         function = wire.function or WireFunction()
+        known = len(choice.calls)
         call = choice.call(wire, function.name or "")
+        if len(choice.calls) > known:
+            self._start_named(choice, events)
         arguments = _text(function.arguments)
         if not call.started:
             call.extend_name(function.name or "")
@@ -304,13 +308,19 @@ class AnswerReader:
                 self._start(choice, call, events)
         call.blank = call.blank and not arguments.strip()
         if call.blank or not call.started:
-            call.held.append(arguments)
+            call.hold(arguments)
         else:
             self._argue(choice, call, arguments, events)
 
     def _may_go_on(self, name: str) -> bool:
         """Whether a tool has a longer name that begins with `name`."""
         return any(tool.startswith(name) and tool != name for tool in self._tools)
+
+    def _start_named(self, choice: "_Choice", events: list[ChatEvent]) -> None:
+        """Start the calls whose names are complete because another call begins."""
+        for call in choice.calls:
+            if call.name and not call.started:
+                self._start(choice, call, events)
 
     def _start(self, choice: "_Choice", call: "_Call", events: list[ChatEvent]) -> None:
         call.index = choice.started
@@ -358,9 +368,12 @@ class AnswerReader:
 
 
 class _Call:
-    """`index` counts the started calls of the choice; `blank` says that its arguments are white space so far."""
+    """`index` counts the started calls of the choice; `blank` says that its arguments are white space so far.
 
-    __slots__ = ("blank", "held", "id", "index", "name")
+    `held` is what came of the arguments and is not given yet, `holding` its characters.
+    """
+
+    __slots__ = ("blank", "held", "holding", "id", "index", "name")
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -368,6 +381,7 @@ class _Call:
         self.name = ""
         self.blank = True
         self.held: list[str] = []
+        self.holding = 0
 
     @property
     def started(self) -> bool:
@@ -379,6 +393,15 @@ class _Call:
             self.name += more
         if len(self.name) > _MAX_NAME:
             raise broken(f"called a function whose name has more than {_MAX_NAME} characters")
+
+    def hold(self, arguments: str) -> None:
+        """Raises when it is more white space than any server sends."""
+        if not arguments:
+            return
+        self.held.append(arguments)
+        self.holding += len(arguments)
+        if self.blank and self.holding > _MAX_BLANK:
+            raise broken(f"sent more than {_MAX_BLANK} characters of white space as arguments of a call")
 
 
 class _Choice:
