@@ -6,10 +6,11 @@ default below. The file key `[server] port` is `MOONBASE_SERVER_PORT` in the env
 these fields. An unknown or malformed value raises `ConfigurationError` naming the key.
 """
 
+import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -207,17 +208,17 @@ def load(
     tree: dict[str, Any] = {}
     if file is not None:
         tree = _read(file)
+        _check_names(tree, Settings, str(file))
         _convert(tree, str(file), strict=True)
     for key, text in _from_environment(environ).items():
         _put(tree, key, text)
         _convert(tree, _environment_name(key))
     for key, text in (overrides or {}).items():
-        if key not in _keys() and not key.startswith(_TABLES):
-            raise ConfigurationError(f"{key}: there is no such setting; docs/reference/settings.md lists them")
+        _check_key(key)
         _put(tree, key, text)
         _convert(tree, key)
     settings = _convert(tree, "settings")
-    _check(settings)
+    _check(settings, tree)
     return settings
 
 
@@ -270,7 +271,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if _KUBERNETES.match(name):
             continue
         if name.startswith("MOONBASE_") and name not in names and name not in own:
-            raise ConfigurationError(f"{name}: there is no such setting; docs/reference/settings.md lists them")
+            raise _no_such(name, name, names)
     return {key: environ[name] for name, key in names.items() if name in environ}
 
 
@@ -283,6 +284,54 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file}: is not valid TOML: {error}") from error
     except RecursionError as error:
         raise ConfigurationError(f"{file}: is nested too deeply") from error
+
+
+def _check_names(table: Mapping[str, Any], section: type[Struct], where: str, path: tuple[str, ...] = ()) -> None:
+    """Raises for the first key in the file `where` that is no setting; `path` leads to `table`."""
+    fields = get_type_hints(section)
+    for name, value in table.items():
+        here = (*path, name)
+        if name not in fields:
+            raise _unquoted(where, here, value) or _no_such(f"{where}: {'.'.join(here)}", name, fields)
+        if not isinstance(value, dict):
+            continue
+        if f"{name}." in _TABLES:
+            for key, entry in value.items():
+                if isinstance(entry, dict):
+                    _check_names(entry, get_args(fields[name])[1], where, (*here, key))
+        elif isinstance(fields[name], type) and issubclass(fields[name], Struct):
+            _check_names(value, fields[name], where, here)
+
+
+def _unquoted(where: str, path: tuple[str, ...], value: Any) -> ConfigurationError | None:
+    """The error for a table in a table such as [models.ID], which has none: dots without quotes make one."""
+    if not isinstance(value, dict) or not f"{path[0]}.".startswith(_TABLES):
+        return None
+    while len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):
+        path, value = (*path, *value), inner
+    table, *parts = path
+    name = ".".join(parts)
+    return ConfigurationError(f'{where}: {table}.{name}: a name with a dot needs quotes: [{table}."{name}"]')
+
+
+def _check_key(key: str) -> None:
+    """Raises for a dotted key that is no setting."""
+    if not key.startswith(_TABLES):
+        if key not in _keys():
+            raise _no_such(key, key, _keys())
+        return
+    table, _, rest = key.partition(".")
+    name = rest.rpartition(".")[2]
+    fields = get_type_hints(get_args(get_type_hints(Settings)[table])[1])
+    if "." not in rest or name not in fields:
+        raise _no_such(key, name, fields)
+
+
+def _no_such(key: str, name: str, known: Iterable[str]) -> ConfigurationError:
+    """The error for `key`, whose `name` is none of the `known` ones."""
+    sentence = f"{key}: there is no such setting; docs/reference/settings.md lists them"
+    close = difflib.get_close_matches(name, known, 1)
+    return ConfigurationError(f"{sentence}. Did you mean `{close[0]}`?" if close else sentence)
 
 
 def _put(tree: dict[str, Any], key: str, text: str) -> None:
@@ -316,18 +365,16 @@ def _choices(key: str) -> list[str]:
     return re.findall(r"'([^']+)'", str(get_args(annotation)[0]))
 
 
-def _check(settings: Settings) -> None:
-    """What one field cannot say alone."""
+def _check(settings: Settings, tree: Mapping[str, Any]) -> None:
+    """What one field cannot say alone. `tree` is what was set."""
     for model_id, model in settings.models.items():
         if model.deployment is not None and model.deployment not in settings.deployments:
             raise ConfigurationError(
                 f"models.{model_id}.deployment: there is no table [deployments.{model.deployment}]"
             )
-    for key, engine in {
-        "engine": settings.engine,
-        **{f"deployments.{n}": e for n, e in settings.deployments.items()},
-    }.items():
-        _check_engine(key, engine)
+    _check_engine("engine", settings.engine, tree.get("engine", {}))
+    for name, engine in settings.deployments.items():
+        _check_engine(f"deployments.{name}", engine, tree["deployments"][name])
     server = settings.server
     if (server.tls_certificate is None) != (server.tls_key is None):
         raise ConfigurationError("server.tls_certificate and server.tls_key must be set together")
@@ -340,9 +387,11 @@ def _check(settings: Settings) -> None:
         )
 
 
-def _check_engine(key: str, engine: EngineSettings) -> None:
+def _check_engine(key: str, engine: EngineSettings, table: Mapping[str, Any]) -> None:
     if engine.name == "openai" and engine.url is None:
         raise ConfigurationError(f"{key}.url: must be set for the engine openai")
+    if engine.url is not None and "name" not in table:
+        raise ConfigurationError(f"{key} has no `name`, so it is {engine.name}, which takes no `url`")
     if engine.name in ("openvino", "echo", "chaos") and engine.url is not None:
         raise ConfigurationError(f"{key}.url: the engine {engine.name} runs here and has no address")
     if engine.api_key is not None and engine.url is None and engine.name != "moonshot":

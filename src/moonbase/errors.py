@@ -30,10 +30,12 @@
         └── GenerationTimeout           504  server_unavailable            first token, idle or total limit
 
 A leaf carries data and builds the service's sentence from it (moonshot-api.md 9.3). It knows no
-envelope: each dialect renders `status`, `type` and `str(error)` in its own shape.
+envelope: each dialect renders `status`, `type` and `sentence` in its own shape.
 """
 
 from typing import ClassVar
+
+_LONGEST_SENTENCE = 2_000  # characters
 
 
 class MoonbaseError(Exception):
@@ -91,6 +93,12 @@ class ApiError(MoonbaseError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     retry_after: int | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What the client is told. It may quote what a client or a model sent, so all that is too long is cut off."""
+        whole = str(self)
+        return whole if len(whole) <= _LONGEST_SENTENCE else whole[: _LONGEST_SENTENCE - 1] + "…"
 
 
 class InvalidRequest(ApiError):

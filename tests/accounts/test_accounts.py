@@ -1,11 +1,15 @@
 import datetime
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import text
 
 from moonbase.accounts.accounts import Accounts, Balance, Reservation, bearer
 from moonbase.accounts.recorder import Recorder
+from moonbase.accounts.tokens import MOST, Tokens
 from moonbase.catalog.prices import Price
 from moonbase.errors import DatabaseUnavailable, IncorrectApiKey, InvalidAuthentication
 from moonbase.store.database import Database
@@ -14,7 +18,13 @@ from moonbase.store.records import Caller
 pytestmark = pytest.mark.anyio
 
 PRICE = Price(since=datetime.date(2025, 9, 5), miss=600_000_000, hit=150_000_000, write=0, output=2_500_000_000)
+ONE = Tokens(prompt=1, cached=0, output=1)
+THOUSAND = Tokens(prompt=1000, cached=0, output=0)
 CALLER = Caller("org-a", "proj-a", "ak-a", "u", 5, "USD")
+
+
+RATES = st.integers(0, 10**18)
+COUNTS = st.integers() | st.integers(0, 10**7) | st.integers(-(2**80), 2**80)
 
 
 class Clock:
@@ -38,13 +48,15 @@ async def accounts(database: Database, clock: Clock) -> AsyncIterator[Accounts]:
         yield accounts
 
 
-def _reserve(accounts: Accounts, caller: Caller, request_id: str = "r", max_tokens: int = 100) -> Reservation:
+def _reserve(
+    accounts: Accounts, caller: Caller, request_id: str = "r", max_tokens: int = 100, price: Price = PRICE
+) -> Reservation:
     return accounts.reserve(
         caller,
         request_id=request_id,
         model="kimi-k2-0905-preview",
         served_by="echo",
-        price=PRICE,
+        price=price,
         prompt_tokens=10,
         max_tokens=max_tokens,
         started_at=5,
@@ -98,7 +110,7 @@ async def test_a_settled_request_is_one_complete_usage_record(
     accounts: Accounts, database: Database, clock: Clock
 ) -> None:
     with _reserve(accounts, CALLER) as reservation:
-        reservation.settle(miss=7, hit=3, output=20, outcome="length", first_token_at=6)
+        reservation.settle(Tokens(prompt=10, cached=3, output=20), outcome="length", first_token_at=6)
     assert await _usage(accounts, database) == [
         {
             "request_id": "r",
@@ -138,9 +150,9 @@ async def test_a_request_left_unsettled_failed_and_costs_nothing(accounts: Accou
 
 async def test_settling_twice_is_a_bug_and_bills_once(accounts: Accounts, database: Database) -> None:
     with _reserve(accounts, CALLER) as reservation:
-        reservation.settle(miss=1, hit=0, output=1, outcome="stop")
+        reservation.settle(ONE, outcome="stop")
         with pytest.raises(AssertionError):
-            reservation.settle(miss=1, hit=0, output=1, outcome="stop")
+            reservation.settle(ONE, outcome="stop")
     assert len(await _usage(accounts, database)) == 1
 
 
@@ -149,13 +161,57 @@ async def test_a_reservation_holds_the_worst_case(accounts: Accounts) -> None:
         assert reservation.held_nano == 10 * 600 + 100 * 2500
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    price=st.builds(Price, since=st.just(datetime.date(2025, 9, 5)), miss=RATES, hit=RATES, write=RATES, output=RATES),
+    prompt=COUNTS,
+    cached=COUNTS,
+    output=COUNTS,
+)
+@example(price=PRICE, prompt=10, cached=2**64, output=-1)
+@example(price=PRICE, prompt=2**63, cached=-(2**63), output=2**63)
+async def test_whatever_was_counted_the_record_can_be_true(
+    database: Database, price: Price, prompt: int, cached: int, output: int
+) -> None:
+    request_id = uuid.uuid4().hex
+    async with Accounts(database) as accounts:
+        with _reserve(accounts, CALLER, request_id, price=price) as reservation:
+            used = Tokens.counted(request_id, prompt=prompt, cached=cached, output=output)
+            reservation.settle(used, outcome="stop")
+    async with database.read() as connection:
+        rows = await connection.execute(text("SELECT * FROM usage WHERE request_id = :id"), {"id": request_id})
+        (record,) = rows.mappings()
+    believed = min(max(prompt, 0), MOST)
+    assert record["prompt_hit"] + record["prompt_miss"] == believed
+    assert record["prompt_hit"] == min(max(cached, 0), believed)
+    assert record["output"] == min(max(output, 0), MOST)
+    assert min(record["prompt_hit"], record["prompt_miss"]) >= 0
+    assert 0 <= record["cost_nano"] <= MOST
+
+
+def test_counts_that_cannot_be_are_an_error_in_the_log_and_others_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    assert Tokens.counted("r", prompt=MOST, cached=MOST, output=MOST) == Tokens(prompt=MOST, cached=MOST, output=MOST)
+    assert Tokens.counted("r", prompt=0, cached=0, output=0) == Tokens(prompt=0, cached=0, output=0)
+    assert caplog.records == []
+    assert Tokens.counted("r", prompt=5, cached=6, output=10**5000) == Tokens(prompt=5, cached=5, output=MOST)
+    assert [(entry.levelname, entry.getMessage()) for entry in caplog.records] == [
+        ("ERROR", f"request r was counted as it cannot be; recorded as Tokens(prompt=5, cached=5, output={MOST})")
+    ]
+
+
+@pytest.mark.parametrize(("prompt", "cached", "output"), [(-1, 0, 0), (1, 2, 0), (1, -1, 0), (1, 1, -1), (2**54, 0, 0)])
+def test_there_are_no_tokens_that_cannot_be(prompt: int, cached: int, output: int) -> None:
+    with pytest.raises(ValueError, match="cannot be"):
+        Tokens(prompt=prompt, cached=cached, output=output)
+
+
 async def test_nothing_is_admitted_that_could_not_be_recorded(database: Database) -> None:
     async with Accounts(database, recorder=Recorder(database, limit=1)) as accounts:
-        _reserve(accounts, CALLER, "a").settle(miss=1, hit=0, output=1, outcome="stop")
+        _reserve(accounts, CALLER, "a").settle(ONE, outcome="stop")
         with pytest.raises(DatabaseUnavailable):
             _reserve(accounts, CALLER, "b")
         await accounts.recorder.flush()
-        _reserve(accounts, CALLER, "b").settle(miss=1, hit=0, output=1, outcome="stop")
+        _reserve(accounts, CALLER, "b").settle(ONE, outcome="stop")
 
 
 async def test_the_balance_is_the_credit_less_the_cost_pending_records_included(
@@ -165,11 +221,11 @@ async def test_the_balance_is_the_credit_less_the_cost_pending_records_included(
     async with database.write() as connection:
         await connection.execute(text("UPDATE organization SET granted_nano = 1000000"))
     with await accounts.enter(secret) as caller:
-        _reserve(accounts, caller).settle(miss=1000, hit=0, output=0, outcome="stop")
+        _reserve(accounts, caller).settle(THOUSAND, outcome="stop")
         balance = await accounts.balance(caller.organization_id)
         assert balance == Balance(cash_nano=0, voucher_nano=400_000)
         assert balance.available_nano == 400_000
-        _reserve(accounts, caller, "s").settle(miss=1000, hit=0, output=0, outcome="stop")
+        _reserve(accounts, caller, "s").settle(THOUSAND, outcome="stop")
         assert await accounts.balance(caller.organization_id) == Balance(cash_nano=-200_000, voucher_nano=0)
 
 

@@ -3,7 +3,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -156,6 +156,72 @@ async def test_a_record_the_database_refuses_does_not_hold_up_the_others(
         assert await _stored(database) == 1
     (lost,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
     assert '"request_id":"bad"' in lost.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("output", 2**63),
+        ("cost_nano", 2**80),
+        ("prompt_hit", -(2**70)),
+        ("prompt_miss", 10**5000),  # no text either: more digits than Python writes
+        ("model", "\ud800"),
+        ("model", {}),
+    ],
+    ids=["65 bits", "81 bits", "far below 0", "5001 digits", "half a character", "an object"],
+)
+async def test_a_record_that_no_database_can_hold_is_logged_once_and_the_others_are_written(
+    database: Database, caplog: pytest.LogCaptureFixture, field: str, value: object
+) -> None:
+    async with Recorder(database, interval=0.01, batch=16) as recorder:
+        for record in _records(40, "before"):
+            recorder.record(record)
+        recorder.record(replace(RECORD, request_id="bad", **{field: value}))
+        for record in _records(40, "after"):
+            recorder.record(record)
+        async with asyncio.timeout(10):
+            await recorder.flush()
+        for record in _records(40, "later"):
+            recorder.record(record)
+    assert await _stored(database) == 120
+    (lost,) = [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
+    assert lost.levelno == logging.ERROR
+    assert '"request_id":"bad"' in lost.getMessage()
+
+
+async def test_what_can_never_be_written_goes_to_the_log_at_the_end_while_the_database_is_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _impatient(tmp_path) as (database, other):
+        other.execute("BEGIN IMMEDIATE")
+        async with Recorder(database, closing_timeout=0.2) as recorder:
+            recorder.record(replace(RECORD, request_id="bad", output=2**80))
+            recorder.record(replace(RECORD, request_id="good"))
+        other.execute("ROLLBACK")
+    lost = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.ERROR]
+    assert [name for text in lost for name in ("bad", "good") if f'"request_id":"{name}"' in text] == ["bad", "good"]
+    assert f'"output":{2**80}' in lost[0]
+
+
+async def test_a_database_that_goes_away_between_a_bad_record_and_a_good_one_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bad record is dropped while the database takes writes; the good ones wait when it does not."""
+    async with _impatient(tmp_path) as (database, other), Recorder(database, interval=0.01, batch=8) as recorder:
+        recorder.record(replace(RECORD, request_id="bad", output=2**80))
+        with suppress(DatabaseUnavailable):
+            await recorder.flush()
+        other.execute("BEGIN IMMEDIATE")
+        recorder.record(replace(RECORD, request_id="worse", output=2**80))
+        for record in _records(10):
+            recorder.record(record)
+        with pytest.raises(DatabaseUnavailable):
+            await recorder.flush()
+        other.execute("ROLLBACK")
+        await recorder.flush()
+        assert await _stored(database) == 10
+    lost = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.ERROR]
+    assert [name for text in lost for name in ("bad", "worse") if f'"request_id":"{name}"' in text] == ["bad", "worse"]
 
 
 async def test_a_cancelled_flush_leaves_the_recorder_working(database: Database) -> None:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -134,9 +135,15 @@ class Hub(BaseHTTPRequestHandler):
     """The two requests of a download from the Hugging Face hub."""
 
     protocol_version = "HTTP/1.1"
+    failures: ClassVar[list[int]] = []
 
     def do_HEAD(self) -> None:
-        self.answer(b"")
+        if self.failures:
+            self.send_response(self.failures.pop())
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.answer(b"")
 
     def do_GET(self) -> None:
         self.answer(CONTENT)
@@ -166,9 +173,10 @@ def pull_from_hub(endpoint: str, revision: str, cache: Path) -> "subprocess.Comp
     """In a process of its own: the hub's client reads its settings when it is imported."""
     program = (
         "import sys, msgspec, pathlib; from moonbase.catalog.weights import pull; from moonbase.catalog.model import *;"
+        "from moonbase.telemetry import configure_logging; configure_logging('info', 'json');"
         "w = msgspec.json.decode(sys.argv[1], type=Weights);"
         "w = msgspec.structs.replace(w, source=HubSource(repository='org/tiny', revision=sys.argv[3]));"
-        "print(pull(w, pathlib.Path(sys.argv[2]), lambda *_: None).fetched)"
+        "print(pull(w, pathlib.Path(sys.argv[2]), lambda step, *_: print(step, file=sys.stderr)).fetched)"
     )
     return subprocess.run(
         [sys.executable, "-c", program, msgspec.json.encode(TINY).decode(), str(cache), revision],
@@ -185,6 +193,16 @@ def test_a_file_of_the_hub_is_fetched_and_verified(hub: str, tmp_path: Path) -> 
     assert finished.stdout == "True\n", finished.stderr
     assert (tmp_path / "models" / "tiny.gguf").read_bytes() == CONTENT
     assert files(tmp_path) == {"tiny.gguf", ".lock"}
+
+
+def test_a_hub_that_fails_for_a_while_is_told_of_once(hub: str, tmp_path: Path) -> None:
+    Hub.failures[:] = [503, 503]
+    finished = pull_from_hub(hub, "rev1", tmp_path)
+    assert finished.stdout == "True\n", finished.stderr
+    assert not Hub.failures
+    assert finished.stderr.count("The Hugging Face hub does not answer; trying again") == 1
+    assert "503" not in finished.stderr
+    assert "Retrying" not in finished.stderr
 
 
 def test_a_hub_that_refuses_gives_a_sentence(hub: str, tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ def test_a_piped_list_is_tab_separated_with_windows_and_prices() -> None:
     assert "kimi-k2\t1,200 GB\t1,030 GB\t262144\tvllm, sglang\tModified MIT\tby engine" in lines
 
 
+def test_the_help_says_what_a_pipe_gets() -> None:
+    assert "tab-separated lines in a pipe" in CliRunner().invoke(app, ["list", "--help"], env={"COLUMNS": "200"}).stdout
+
+
 def test_json_has_amounts_as_text_and_says_what_is_present(cache: Path) -> None:
     (cache / "models").mkdir()
     (cache / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()

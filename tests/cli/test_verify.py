@@ -159,6 +159,20 @@ def test_fixed_parameters_are_tried_with_another_value(sound: Server) -> None:
     assert statuses(wrong, "failed").keys() == {"fixed.temperature", "fixed.top_p", "fixed.n"}
 
 
+def test_a_model_that_refuses_the_temperature_is_answered_with_a_hint(sound: Server) -> None:
+    hint = "\nThis model allows one value only: try --fixed temperature=1 --fixed n=1\n"
+    fixed = ["--fixed", "temperature=1", "--fixed", "n=1"]
+
+    refused = run(sound, model="kimi-k2.6")
+    accepted = run(sound, *fixed, model="kimi-k2.6")
+    once = run(sound, "--only", "chat.n", "--fixed", "temperature=1", model="kimi-k2.6")
+
+    assert (refused.exit_code, accepted.exit_code, once.exit_code) == (1, 0, 1)
+    assert hint in refused.stdout
+    assert "try --fixed" not in accepted.stdout
+    assert "\nThis model allows one value only: try --fixed n=1\n" in once.stdout
+
+
 def test_calls_of_a_folder_of_schemas_are_counted(sound: Server, tmp_path: Path) -> None:
     (tmp_path / "suite").mkdir()
     (tmp_path / "suite" / "valid.jsonl").write_text(

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,7 @@ class Server:
         env: Mapping[str, str] | None = None,
         cache: Path | None = None,
         port: int | None = 0,
+        program: Sequence[str] = (sys.executable, "-m", "moonbase"),
     ) -> None:
         """Starts and waits for the banner. Raises `StartFailed`.
 
@@ -117,7 +118,7 @@ class Server:
         self.environ |= {"MOONBASE_HOME": str(self.home), "MOONBASE_CACHE": str(cache or folder / "cache")}
         self.environ |= env or {}
         options = [*(["--engine", engine] if engine else []), *(["--port", str(port)] if port is not None else [])]
-        command = [sys.executable, "-m", "moonbase", "serve", *options, *args]
+        command = [*program, "serve", *options, *args]
         stdout = folder / "stdout"
         with stdout.open("wb") as out, self._stderr.open("wb") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env=self.environ)

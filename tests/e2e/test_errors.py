@@ -1,6 +1,7 @@
 """Requests that are refused, and the exact bytes that say so (moonshot-api.md 9)."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -602,6 +603,68 @@ def test_a_bad_request_gets_exactly_this_error(echo: Server, case: str) -> None:
     check(echo, *REFUSED[case])
 
 
+LONG = "x" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("body", "start"),
+    [
+        pytest.param(said(USER, result(LONG)), "Invalid request: tool_call_id xxx", id="an unknown call"),
+        pytest.param(
+            said(USER, called(LONG, LONG), result(LONG)), "Invalid request: tool_call_id xxx", id="a call twice"
+        ),
+        pytest.param(
+            said(USER, called(*[f"{n:0300}" for n in range(1000)])),
+            "Invalid request: an assistant message with 'tool_calls' must be followed by",
+            id="a thousand calls without a result",
+        ),
+        pytest.param(chosen(f'"{LONG}"'), "", id="a tool_choice"),
+        pytest.param(declared(f'{{"type":"{LONG}"}}'), "Invalid request: unknown tool type: xxx", id="a tool type"),
+        pytest.param(chat_body(model=LONG), "Not found the model xxx", id="a model"),
+        pytest.param(chat_body(messages=[{"role": LONG, "content": ""}]), "", id="a role"),
+        pytest.param(
+            asked(f'"thinking":{{"type":"{LONG}"}}'), "Invalid request: unknown thinking.type: xxx", id="thinking"
+        ),
+        pytest.param(asked(f'"response_format":{{"type":"{LONG}"}}'), "", id="a response_format"),
+        pytest.param(declared(tool(LONG)), "", id="a tool name"),
+        pytest.param(
+            declared(tool("x", f'{{"type":"object","properties":{{"a":{{"$ref":"{LONG[:100_000]}"}}}}}}')),
+            "",
+            id="a $ref",
+        ),
+    ],
+)
+def test_what_a_refusal_quotes_is_cut(echo: Server, body: bytes, start: str) -> None:
+    for sent in (body, body[:-1] + b',"stream":true}'):
+        reply = echo.post(sent)
+        error = reply.json["error"]
+        assert reply.status in (400, 404)
+        assert error["message"].startswith(start)
+        assert len(error["message"]) <= 2_000
+        if len(error["message"]) > 1_000:
+            assert error["message"].endswith("…")
+            assert len(error["message"]) == 2_000
+
+
+def test_a_refusal_as_long_as_may_be_is_whole(echo: Server) -> None:
+    fits = 2_000 - len("Invalid request: unknown thinking.type: ")
+    for length, shown in ((fits, "x" * fits), (fits + 1, "x" * (fits - 1) + "…")):
+        reply = echo.post(asked(f'"thinking":{{"type":"{"x" * length}"}}'))
+        assert (reply.status, reply.body) == (400, bad(f"unknown thinking.type: {shown}"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_error_quotes_of_the_model_is_cut(start_server: StartServer, tmp_path: Path, stream: bool) -> None:
+    script = tmp_path / "script.txt"
+    call = f"<|tool_call_begin|>functions.{LONG[:20_000]}:0<|tool_call_argument_begin|>{{}}<|tool_call_end|>"
+    script.write_text(f"<|tool_calls_section_begin|>{call}<|tool_calls_section_end|>")
+    server = start_server("--set", f"echo.script={script}")
+    more = f',"max_tokens":50000,"stream":{json.dumps(stream)}}}'
+    reply = server.post(declared(tool("look"))[:-1] + more.encode())
+    message = ("The model's output is not valid: it calls " + LONG)[:1_999] + "…"
+    assert (reply.status, reply.json) == (500, {"error": {"message": message, "type": "unexpected_output"}})
+
+
 @pytest.mark.parametrize("path", MESSAGE_TYPES)
 def test_a_wrong_type_in_messages_names_its_place(echo: Server, path: str) -> None:
     text, expected, got = MESSAGE_TYPES[path]
@@ -741,7 +804,7 @@ def test_odd_but_meaningful_requests_are_answered(echo: Server, body: bytes, con
         ("KIMI-K2-0905-PREVIEW", "KIMI-K2-0905-PREVIEW"),
         ("kimi-latest-8k", "kimi-latest-8k"),
         ("../../etc/passwd", "../../etc/passwd"),
-        ("x" * 100_000, "x" * 100_000),
+        ("x" * 1_959, "x" * 1_959),
     ],
 )
 def test_an_unknown_model_is_named_with_html_escaped(echo: Server, model: str, shown: str) -> None:

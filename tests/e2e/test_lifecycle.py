@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -56,7 +58,7 @@ def test_a_wrong_variable_stops_the_start_and_is_named(tmp_path: Path) -> None:
     [
         (b"[server\nport=1", "is not valid TOML"),
         (b"mode = " + b"[" * 5_000 + b"]" * 5_000, "is nested too deeply"),
-        (b"[server]\nprot = 1\n", "server: Object contains unknown field `prot`"),
+        (b"[server]\nprot = 1\n", "server.prot: there is no such setting; docs/reference/settings.md lists them"),
     ],
 )
 def test_a_wrong_file_stops_the_start_and_is_named(tmp_path: Path, text: bytes, sentence: str) -> None:
@@ -128,10 +130,43 @@ def test_the_first_start_prints_a_key_once_and_later_ones_none(start_server: Sta
     assert second.get("/v1/models", key=key).status == 200
 
 
+SCRIPT = Path(sys.executable).with_name("moonbase")
+
+
+@pytest.mark.parametrize(
+    ("program", "path", "shown"),
+    [
+        ((sys.executable, "-m", "moonbase"), "", f"{sys.executable} -m moonbase"),
+        ((str(SCRIPT),), "", str(SCRIPT)),
+        ((str(SCRIPT.parent / ".." / SCRIPT.parent.name / SCRIPT.name),), "", str(SCRIPT)),
+        ((str(SCRIPT),), f"{SCRIPT.parent}:", "moonbase"),
+    ],
+    ids=["module", "script", "script by a detour", "script on the PATH"],
+)
+def test_the_banner_of_later_starts_has_a_command_that_makes_a_key(
+    start_server: StartServer, tmp_path: Path, program: tuple[str, ...], path: str, shown: str
+) -> None:
+    env = {"MOONBASE_HOME": str(tmp_path), "PATH": f"{path}/usr/bin:/bin"}
+    start_server(env=env, program=program).close()
+    server = start_server(env=env, program=program)
+    command = re.search(r"Clients need a key: export MOONSHOT_API_KEY=\$\((.*)\)\n", server.stderr)
+    assert command is not None
+    assert command[1] == f"{shown} keys create --name NAME"
+    made = subprocess.run(command[1], shell=True, env=server.environ, capture_output=True, text=True, check=True)
+    assert server.get("/v1/models", key=made.stdout.strip()).status == 200
+
+
+def test_a_model_that_is_not_there_is_not_said_to_load(tmp_path: Path) -> None:
+    with pytest.raises(StartFailed) as failed:
+        Server(tmp_path, "--model", "nothing.gguf", engine="openvino").close()
+    sentence = "engine.model: nothing.gguf is no file and no name that `moonbase models list` shows"
+    assert (failed.value.code, failed.value.stderr) == (1, f"moonbase: {sentence}\n")
+
+
 def test_a_first_start_that_fails_late_leaves_the_key_to_the_next(start_server: StartServer, tmp_path: Path) -> None:
     model = tmp_path / "broken.gguf"
     model.write_bytes(b"GGUF, and nothing more")
-    with pytest.raises(StartFailed, match=r"broken\.gguf"):
+    with pytest.raises(StartFailed, match=r"Loading .*broken\.gguf \.\.\.\n.*broken\.gguf: "):
         Server(tmp_path, "--model", str(model), engine="openvino").close()
     assert (tmp_path / "home" / "moonbase.db").exists()
     server = start_server(env={"MOONBASE_HOME": str(tmp_path / "home")})

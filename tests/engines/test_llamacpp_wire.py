@@ -239,6 +239,9 @@ GARBAGE: list[Reply] = [
     (200, "text/event-stream", events(chunk(7))[2] + b'data: {"tokens":["a"]}\n\n'),
     (200, "text/event-stream", events(chunk(7))[2] + b'data: {"tokens":[8],"con'),
     (200, "text/event-stream", events(chunk(7))[2] + b"data: []\n\n"),
+    (200, "text/event-stream", events(chunk(7))[2] + b'data: {"tokens":[-1]}\n\n'),
+    (200, "text/event-stream", events(chunk(7))[2] + b'data: {"content":"\xff\xfe"}\n\n'),
+    (200, "text/event-stream", events(chunk(7))[2] + b'data: {"x":' + b"[" * 100_000 + b"\n\n"),
     events(chunk(7)),
     events(chunk(7), {"error": {"code": 500, "message": "Unexpected empty grammar stack", "type": "server_error"}}),
 ]

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from tests.engines.token_server import until
 
-from moonbase.engines.process import ServerProcess, child, leashed, scrubbed
+from moonbase.engines.process import Launch, ServerProcess, child, leashed, scrubbed
 from moonbase.errors import WorkerDied
 
 pytestmark = pytest.mark.anyio
@@ -35,11 +35,11 @@ def alive(pid: int) -> bool:
     return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def always(*command: str) -> Callable[[], Awaitable[Sequence[str]]]:
+def always(*command: str) -> Callable[[], Awaitable[Launch]]:
     """The same command in every life."""
 
-    async def begin() -> Sequence[str]:
-        return command
+    async def begin() -> Launch:
+        return Launch(command, scrubbed(os.environ))
 
     return begin
 
@@ -51,7 +51,7 @@ def server(file: Path, lives: int = 1) -> ServerProcess:
         return len(members(file)) >= 2 * lives
 
     command = always(sys.executable, "-c", FAMILY, str(file))
-    return ServerProcess("family", command, probe, environment=scrubbed(os.environ), load_timeout=20, grace=1)
+    return ServerProcess("family", command, probe, load_timeout=20, grace=1)
 
 
 async def test_a_server_is_ended_with_what_it_has_started(tmp_path: Path):
@@ -99,7 +99,7 @@ async def test_a_server_that_ends_at_its_start_is_told():
     async def never() -> bool:
         return False
 
-    process = ServerProcess("brief", always("/bin/sh", "-c", "exit 7"), never, environment={}, load_timeout=20)
+    process = ServerProcess("brief", always("/bin/sh", "-c", "exit 7"), never, load_timeout=20)
     with pytest.raises(WorkerDied, match="exit status 7"):
         await process.start()
 
@@ -108,28 +108,34 @@ async def test_a_server_that_never_becomes_ready_is_told():
     async def never() -> bool:
         return False
 
-    process = ServerProcess("slow", always("/bin/sleep", "600"), never, environment={}, load_timeout=0.5)
+    process = ServerProcess("slow", always("/bin/sleep", "600"), never, load_timeout=0.5)
     with pytest.raises(WorkerDied, match=r"not ready within 0\.5 s"):
         await process.start()
     assert process.pid is None
 
 
-async def test_a_command_of_its_own_begins_each_life(tmp_path: Path):
+async def test_each_life_has_a_command_an_environment_and_a_secret_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
     file = tmp_path / "lives"
     lives = 0
 
-    async def begin() -> Sequence[str]:
+    async def begin() -> Launch:
         nonlocal lives
         lives += 1
-        return ["/bin/sh", "-c", f"echo {lives} >> {file}; sleep 0.2"]
+        command = ["/bin/sh", "-c", f"echo {lives} $KEY >> {file}; echo life {lives}: $KEY; sleep 0.2"]
+        return Launch(command, {"KEY": f"secret-{lives}"}, f"secret-{lives}")
 
     async def there() -> bool:
         return file.exists()
 
-    process = ServerProcess("changing", begin, there, environment={}, load_timeout=20)
+    process = ServerProcess("changing", begin, there, load_timeout=20)
     await process.start()
-    await until(lambda: file.read_text().startswith("1\n2\n"), seconds=20)
+    await until(lambda: file.read_text().startswith("1 secret-1\n2 secret-2\n"), seconds=20)
     await process.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert {"changing: life 1: ***", "changing: life 2: ***"} <= set(told)
 
 
 async def test_a_secret_is_left_out_of_the_log(caplog: pytest.LogCaptureFixture):
@@ -141,6 +147,18 @@ async def test_a_secret_is_left_out_of_the_log(caplog: pytest.LogCaptureFixture)
     assert "talker: args: key=***" in told
     assert any("x" * 1990 in line for line in told)
     assert not any("s3c" in line for line in told)
+
+
+@pytest.mark.parametrize("line", ["s3cret-of-ours" * 400, "…" * 1331 + "s3cret-of-ours" + "x" * 9000])
+async def test_no_part_of_a_secret_is_logged_where_a_long_line_is_cut(line: str, caplog: pytest.LogCaptureFixture):
+    """In bytes or in what is left of them, the cut is sooner or later than in the line as it is shown."""
+    caplog.set_level("INFO")
+    script = f"import sys; sys.stdout.buffer.write({line!r}.encode() + b'\\n')"
+    async with child([sys.executable, "-c", script], name="talker", environment={}, secret="s3cret-of-ours") as process:
+        await process.wait()
+    (told,) = [record.getMessage() for record in caplog.records if record.name.endswith("process")]
+    assert len(told) > 600
+    assert "s3c" not in told
 
 
 def test_children_see_nothing_that_could_be_a_secret():

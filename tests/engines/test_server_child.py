@@ -1,6 +1,9 @@
 """Engines whose server is a child of ours: how it is started, and what happens when it dies or hangs. The servers are
 small ones."""
 
+import asyncio
+import os
+import signal
 import sys
 from array import array
 from collections.abc import AsyncIterator
@@ -31,6 +34,8 @@ authorization = "Bearer " + os.environ["VLLM_API_KEY"]
 paralysed = threading.Event()
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # as vLLM's: prompts come over connections that looks have left open
+
     def do_GET(self):
         if paralysed.is_set():
             threading.Event().wait()
@@ -42,6 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
         if DEADLY in prompt:
+            server.socket.close()  # first of all, so that the same prompt sent anew meets nobody
             os._exit(1)
         if PARALYSING in prompt:
             paralysed.set()
@@ -56,17 +62,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+server.serve_forever()
 """
 )
 # SGLang, too, serves from processes that it spawns, which import its main module again.
-SGLANG = """import http.server, multiprocessing, sys
+SGLANG = """import argparse, http.server, multiprocessing
 
-options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+parser = argparse.ArgumentParser()
+for option in ("--api-key", "--model-path", "--host", "--port", "--served-model-name", "--max-running-requests"):
+    parser.add_argument(option, required=True)
+options = parser.parse_args()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        allowed = self.path == "/health" or self.headers["Authorization"] == "Bearer " + options["--api-key"]
+        allowed = self.path == "/health" or self.headers["Authorization"] == "Bearer " + options.api_key
         body = b'{"data": [{"id": "k2", "max_model_len": 8192}]}' if allowed else b""
         self.send_response(200 if allowed else 401)
         self.send_header("Content-Length", str(len(body)))
@@ -74,10 +84,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 def serve():
-    http.server.ThreadingHTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(options.port)), Handler).serve_forever()
 
 if __name__ == "__main__":
-    print("server_args=", options, flush=True)
+    print(f"server_args={options}", flush=True)
     server = multiprocessing.get_context("spawn").Process(target=serve)
     server.start()
     server.join()
@@ -150,8 +160,9 @@ async def test_sglang_gets_its_key_where_nobody_else_reads_it(
         assert await statuses(engine, "/health", "/v1/models") == [200, 401]
         key = key_of(engine, "MOONBASE_SGLANG_KEY")
         assert not any(key in line for line in shown(engine, "cmdline"))
-    assert "'--api-key': '***'" in caplog.text
+    assert "api_key='***'" in caplog.text
     assert key not in caplog.text
+    assert set(key) <= set("0123456789abcdef"), "one that begins with a dash would be taken for an option"
 
 
 @pytest.mark.parametrize(
@@ -198,4 +209,53 @@ async def test_a_server_that_does_not_answer_any_more_is_replaced(engine: TokenS
     before = engine.server_pid
     await falls(engine, PARALYSING)
     assert engine.server_pid != before
+    assert (await collect(engine.generate(request(max_tokens=4)))).finish == {0: "length"}
+
+
+async def test_between_two_lives_nobody_is_asked_anything_and_each_has_its_own_key(engine: TokenServerEngine) -> None:
+    asked: list[str] = []
+
+    async def squat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.read(4096)).decode())
+        writer.close()
+
+    first = key_of(engine, "VLLM_API_KEY")
+    await falls(engine, DEADLY)
+    assert key_of(engine, "VLLM_API_KEY") != first
+    port = int(engine.url.rpartition(":")[2])
+    await collect(engine.generate(request(prompt=array("I", [DEADLY]))))
+    await until(lambda: engine.server_pid is None)
+    async with await asyncio.start_server(squat, "127.0.0.1", port):
+        await until(lambda: engine.server_pid is not None)
+    assert asked == []
+
+
+def only_server(engine: TokenServerEngine) -> tuple[int, int]:
+    """The process that holds the server on its leash, and the server."""
+    assert engine.server_pid is not None
+    leash, server = family(engine.server_pid)
+    return leash, server
+
+
+async def test_a_server_that_dies_idle_is_not_ready_until_the_next_one_is(engine: TokenServerEngine) -> None:
+    leash, server = only_server(engine)
+    os.kill(server, signal.SIGKILL)
+    await until(lambda: engine.server_pid not in (None, leash))
+    assert not engine.ready
+    await until(lambda: engine.ready, seconds=30)
+    assert (await collect(engine.generate(request(max_tokens=4)))).finish == {0: "length"}
+
+
+async def test_a_request_that_met_nobody_is_no_suspect(engine: TokenServerEngine) -> None:
+    for _ in range(2):
+        leash, server = only_server(engine)
+        os.kill(leash, signal.SIGSTOP)  # so that we do not notice
+        os.kill(server, signal.SIGKILL)
+        await until(lambda pid=server: ") Z " in Path(f"/proc/{pid}/stat").read_text())
+        await asyncio.sleep(0.1)
+        answer = await collect(engine.generate(request(max_tokens=4)))
+        assert isinstance(answer.error, EngineUnavailable)
+        os.kill(leash, signal.SIGCONT)
+        await until(lambda pid=leash: engine.server_pid not in (None, pid))
+        await until(lambda: engine.ready, seconds=30)
     assert (await collect(engine.generate(request(max_tokens=4)))).finish == {0: "length"}

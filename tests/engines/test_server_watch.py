@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.engines import test_llamacpp_wire, test_vllm
 from tests.engines.test_vllm import HEALTHY, STREAM, serving
-from tests.engines.token_server import SILENCE, Reply, TokenServer, collect, request, until
+from tests.engines.token_server import BREAK, SILENCE, Reply, TokenServer, collect, request, until
 from tests.engines.upstream.server import Peer
 
 from moonbase.engines.token_server import TokenServerEngine
@@ -40,6 +42,17 @@ async def single(peer: Peer, body: Any) -> Reply | None:
     return None
 
 
+async def trickle(peer: Peer, body: Any) -> Reply | None:
+    """A refusal without an end."""
+    if body.get("max_tokens", body.get("n_predict")) == FAILING:
+        peer.reset()
+        return None
+    await peer.send(HEAD.replace(b"200 OK", b"503 X"))
+    while True:
+        await peer.send(b"x")
+        await asyncio.sleep(0.05)
+
+
 async def fall_silent(server: TokenServer, engine: TokenServerEngine) -> None:
     """From now on no look is answered, and one begins."""
     server.pages["/health"] = SILENCE
@@ -57,6 +70,27 @@ async def test_a_server_too_busy_for_a_look_is_not_gone_while_tokens_flow() -> N
             while loop.time() < later:
                 await generation.read()
                 assert engine.ready
+
+
+@pytest.mark.parametrize("serving", [test_vllm.serving, test_llamacpp_wire.serving], ids=["vllm", "llamacpp"])
+async def test_a_refusal_is_no_sign_that_a_server_works(serving: Callable[..., Any]) -> None:
+    async with serving(trickle) as (server, engine):
+        with engine.generate(request()):
+            await until(lambda: len(server.bodies) == 1)
+            await fall_silent(server, engine)
+            await asyncio.sleep(LONGEST_LOOK)
+            assert not engine.ready
+
+
+async def test_a_look_that_breaks_off_finds_no_server_however_busy_it_was() -> None:
+    async with serving(endless) as (server, engine):
+        with engine.generate(request()) as generation:
+            await generation.read()
+            server.pages["/health"] = BREAK
+            looks = server.looks
+            await collect(engine.generate(request(max_tokens=FAILING)))
+            await until(lambda: server.looks > looks)
+            await until(lambda: not engine.ready, seconds=2)
 
 
 async def test_a_server_that_answers_nothing_is_gone_and_the_log_says_what_it_did_not_answer(

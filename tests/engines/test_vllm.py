@@ -236,6 +236,33 @@ async def test_leaving_a_generation_closes_its_connection():
             await left.wait()
 
 
+NONSENSE = [
+    b'{"choices": [{"index": 0, "token_ids": [-1]}]}',
+    b'{"choices": [{"index": 0, "token_ids": [2147483648]}]}',
+    b'{"choices": [{"index": 0, "token_ids": [1.5]}]}',
+    b'{"choices": [{"index": 1, "token_ids": [9]}]}',
+    b'{"choices": [{"index": -1, "token_ids": [9]}]}',
+    b'{"choices": [{"index": 0, "finish_reason": "\xff\xfe"}]}',
+    b'{"x": ' + b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_before_nonsense_is_what_was_delivered_and_after_it_an_error(
+    nonsense: bytes, caplog: pytest.LogCaptureFixture
+):
+    good = b'data: {"choices": [{"index": 0, "token_ids": [7]}]}\n\n'
+
+    async def answer(peer: Peer, _: Any) -> Reply:
+        return 200, STREAM, good + b"data: " + nonsense + b"\n\n"
+
+    async with serving(answer) as (_, engine):
+        found = await collect(engine.generate(request()))
+    assert found.tokens == {0: [7]}
+    assert isinstance(found.error, EngineUnavailable)
+    assert "Traceback" not in caplog.text
+
+
 async def test_one_choice_of_two_can_be_left():
     async def both(peer: Peer, _: Any) -> Reply:
         events = [

@@ -23,6 +23,8 @@ STOP_IDS = (163586, 163585)
 Reply = tuple[int, str, bytes]
 SILENCE: Reply = (0, "", b"")
 """A page that is never answered."""
+BREAK: Reply = (0, "", b"reset")
+"""A page for which the connection is reset, half a second after it was asked for."""
 Route = Callable[[Peer, Any], Awaitable[Reply | None]]
 
 
@@ -54,6 +56,10 @@ class TokenServer:
                 return
             if reply is SILENCE:
                 await peer.gone()
+                return
+            if reply is BREAK:
+                await asyncio.sleep(0.5)
+                peer.reset()
                 return
             status, kind, body = reply
             head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from tests.engines.upstream.server import Asked, Peer, Server, nothing_left, serving
 
@@ -420,7 +421,7 @@ async def test_calls_without_end_are_refused_before_they_hold_up_others(caplog: 
             assert (await until_failure(stream))[0] == []
         half = [{"choices": [{"index": 0, "delta": {"tool_calls": calls[at : at + 600]}}]} for at in (0, 600)]
         upstream.answer = saying(STREAM + frame(half[0]) + frame(half[1]))
-        with await opened(deployment) as stream:
+        with await opened(deployment, max_tokens=10_000) as stream:
             events, error = await until_failure(stream)
     assert isinstance(error, EngineUnavailable)
     assert sum(isinstance(event, ToolCallStarted) for event in events) == 1024
@@ -452,6 +453,153 @@ async def test_a_connection_that_misbehaved_is_not_used_again() -> None:
         with await opened(deployment) as stream:
             assert await everything(stream) == EVENTS
         assert upstream.server.connections == 2
+
+
+def delta(**fields: Any) -> bytes:
+    return frame({"choices": [{"index": 0, "delta": fields}]})
+
+
+def call(index: int, **function: str) -> dict[str, Any]:
+    return {"index": index, "id": str(index), "function": function}
+
+
+MISBEHAVED = {
+    "garbage": text("Hello") + chunk(b"data: no\n\n"),
+    "done too early": text("Hello") + DONE,
+    "no finish_reason": text("Hello"),
+    "2000 calls": delta(tool_calls=[call(at, name="get", arguments="{}") for at in range(2000)]),
+    "a long name": delta(tool_calls=[call(0, name="x" * 300)]),
+    "no name": delta(tool_calls=[call(0, arguments="{}")]) + finish(),
+    "choice 7": frame({"choices": [{"index": 7, "delta": {"content": "Hello"}}]}) + finish(),
+    "an unknown end": frame({"choices": [{"index": 0, "delta": {}, "finish_reason": "dreamt"}]}),
+    "too much": b"".join([text("x" * 1000)] * 200) + finish(),
+}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["read as it comes", "read when it has come"])
+@pytest.mark.parametrize("answer", MISBEHAVED.values(), ids=MISBEHAVED)
+async def test_nor_is_one_whose_response_has_come_to_its_end(answer: bytes, late: bool) -> None:
+    upstream = Upstream(saying(STREAM + answer + LAST))
+    async with over(upstream) as deployment:
+        with await opened(deployment) as stream:
+            if late:
+                await asyncio.sleep(0.1)
+            assert isinstance((await until_failure(stream))[1], EngineUnavailable)
+        upstream.answer = saying(WHOLE)
+        with await opened(deployment) as stream:
+            assert await everything(stream) == EVENTS
+        assert upstream.server.connections == 2
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"no", b'{"choices":[{"index":7,"message":{"content":"Hello"}}]}'])
+async def test_nor_is_one_whose_answer_is_no_completion(answer: bytes) -> None:
+    upstream = Upstream(saying(sized("200 OK", answer)))
+    async with over(upstream) as deployment:
+        with await opened(deployment) as stream:
+            assert (await until_failure(stream))[0] == []
+        upstream.answer = saying(WHOLE)
+        with await opened(deployment) as stream:
+            assert await everything(stream) == EVENTS
+        assert upstream.server.connections == 2
+
+
+async def test_nobody_gets_a_connection_before_its_answer_was_read() -> None:
+    upstream = Upstream(saying(WHOLE))
+    async with over(upstream) as deployment:
+        with await opened(deployment) as first:
+            await eventually(lambda: len(upstream.asked) == 1)
+            await asyncio.sleep(0.05)
+            with await opened(deployment) as second:
+                assert await everything(second) == EVENTS
+            assert await everything(first) == EVENTS
+        assert upstream.server.connections == 2
+
+
+async def test_a_refusal_is_no_misbehaviour() -> None:
+    upstream = Upstream(saying(sized("400 Bad Request", REFUSAL)))
+    async with over(upstream) as deployment:
+        for _ in range(3):
+            with await opened(deployment) as stream, pytest.raises(InvalidRequest):
+                await stream.read()
+        assert upstream.server.connections == 1
+
+
+FIELDS = ["content", "reasoning_content", "arguments"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+async def test_output_without_end_is_cut_where_it_is_plainly_more_than_was_asked_for(
+    field: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    piece = delta(tool_calls=[call(0, arguments="x" * 1000)]) if field == "arguments" else delta(**{field: "x" * 1000})
+    gone: list[float] = []
+
+    async def endless(peer: Peer, asked: Asked) -> None:
+        begin = delta(tool_calls=[call(0, name="get")])
+        await peer.send(STREAM + (begin if field == "arguments" else b""))
+        try:
+            for _ in range(50_000):
+                await peer.send(piece)
+        except ConnectionError:
+            gone.append(time.monotonic())
+
+    async with over(Upstream(endless)) as deployment:
+        for limit, most in ((10, 65_536), (1000, 128_000)):
+            with await opened(deployment, max_tokens=limit) as stream:
+                events, error = await until_failure(stream)
+                assert not stream.open
+            size = sum([len(event.text) for event in events if not isinstance(event, ToolCallStarted | Finished)])
+            assert most - 1000 < size <= most
+            assert type(error) is EngineUnavailable
+            assert stream.completion_tokens <= limit
+            assert f"the upstream sent more output than {limit} tokens can be" in caplog.text
+        await eventually(lambda: len(gone) == 2)
+
+
+@pytest.mark.parametrize("claimed", [5, 10, 10**9])
+@pytest.mark.parametrize("whole", [False, True])
+async def test_an_answer_that_is_too_long_is_no_answer_however_few_tokens_are_claimed(
+    whole: bool, claimed: int
+) -> None:
+    if whole:
+        choice = {"index": 0, "message": {"content": "x" * 100_000}, "finish_reason": "stop"}
+        body = {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": claimed}}
+        answer = sized("200 OK", json.dumps(body).encode())
+    else:
+        answer = STREAM + text("Hello") + text("x" * 100_000) + finish(9, claimed) + DONE + LAST
+    async with over(Upstream(saying(answer))) as deployment:
+        with await opened(deployment, max_tokens=10) as stream:
+            events, error = await until_failure(stream)
+        assert events == ([] if whole else HELLO)
+        assert type(error) is EngineUnavailable
+        assert stream.completion_tokens <= 10
+        assert (deployment.running, deployment.waiting) == (0, 0)
+
+
+async def test_every_choice_has_room_for_what_was_asked_for() -> None:
+    n3 = msgspec.structs.replace(SAMPLING, n=3)
+    long = "".join([f"{number:7} " for number in range(8000)])  # 64,000 characters
+    ends = [frame({"choices": [{"index": at, "delta": {"content": long}, "finish_reason": "stop"}]}) for at in range(3)]
+    async with over(Upstream(saying(STREAM + b"".join(ends) + DONE + LAST))) as deployment:
+        with await opened(deployment, sampling=n3, max_tokens=10) as stream:
+            events = await everything(stream)
+    assert [event for event in events if isinstance(event, TextDelta)] == [TextDelta(at, long) for at in range(3)]
+
+
+async def test_where_no_limit_is_sent_the_window_is_one() -> None:
+    """Of 8,192 tokens."""
+    upstream = Upstream(saying())
+    async with over(upstream, model="there") as deployment:
+        for pieces, fails in ((1_000, False), (1_100, True)):
+            upstream.answer = saying(STREAM + text("x" * 1000) * pieces + finish() + DONE + LAST)
+            with await opened(deployment, asking("世" * 20_000), max_tokens=1) as stream:
+                if fails:
+                    events, _ = await until_failure(stream)
+                else:
+                    events = await everything(stream)
+            assert "max_tokens" not in upstream.body
+            size = sum([len(event.text) for event in events if isinstance(event, TextDelta)])
+            assert size == min(pieces, 1_048) * 1000
 
 
 async def test_no_client_sees_the_key_or_the_address(caplog: pytest.LogCaptureFixture) -> None:
@@ -497,7 +645,7 @@ async def test_a_slow_reader_holds_the_upstream_back() -> None:
         await peer.send(finish() + DONE + LAST)
 
     async with over(Upstream(flood)) as deployment:
-        with await opened(deployment) as stream:
+        with await opened(deployment, max_tokens=1_000_000) as stream:
             await asyncio.sleep(0.5)
             held = sent
             assert stream.last_put is not None

@@ -1,5 +1,6 @@
 """The hot path of accounts: who calls, what a request may cost, what it did cost."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -9,12 +10,16 @@ from moonbase.accounts.authentication import Authenticator
 from moonbase.accounts.keys import Keys, milliseconds
 from moonbase.accounts.pricing import cost, worst_case
 from moonbase.accounts.recorder import Recorder
+from moonbase.accounts.tokens import MOST, Tokens
 from moonbase.catalog.prices import Price
 from moonbase.config import Currency
 from moonbase.errors import DatabaseUnavailable, IncorrectApiKey
 from moonbase.store.database import Database
 from moonbase.store.records import Caller, Outcome, UsageRecord
 from moonbase.store.usage import granted_and_cost
+
+log = logging.getLogger(__name__)
+_NOTHING = Tokens(prompt=0, cached=0, output=0)
 
 
 def bearer(header: str | None) -> str:
@@ -78,26 +83,17 @@ class Reservation(Struct, kw_only=True):
 
     def __exit__(self, *_: object) -> None:
         if not self.settled:
-            self.settle(miss=0, hit=0, output=0, outcome="failed")
+            self.settle(_NOTHING, outcome="failed")
 
     @property
     def held_nano(self) -> int:
         """The most this request can cost, in nano-units."""
         return worst_case(self.price, prompt_tokens=self.prompt_tokens, max_tokens=self.max_tokens)
 
-    def settle(
-        self,
-        *,
-        miss: int,
-        hit: int,
-        output: int,
-        outcome: Outcome,
-        write: int = 0,
-        first_token_at: int | None = None,
-    ) -> None:
+    def settle(self, used: Tokens, *, outcome: Outcome, first_token_at: int | None = None) -> None:
         """Record what the request used, whatever its outcome, and bill it. Neither blocks nor awaits.
 
-        The prompt's tokens are `miss` + `hit` + `write`. Settling twice is a bug and an `AssertionError`.
+        Settling twice is a bug and an `AssertionError`.
         """
         assert not self.settled, f"request {self.request_id} is settled already"
         self.settled = True
@@ -110,15 +106,15 @@ class Reservation(Struct, kw_only=True):
                 key_id=caller.key_id,
                 model=self.model,
                 served_by=self.served_by,
-                prompt_miss=miss,
-                prompt_hit=hit,
-                prompt_write=write,
-                output=output,
+                prompt_miss=used.uncached,
+                prompt_hit=used.cached,
+                prompt_write=0,
+                output=used.output,
                 price_miss=price.miss,
                 price_hit=price.hit,
                 price_write=price.write,
                 price_output=price.output,
-                cost_nano=cost(price, miss=miss, hit=hit, write=write, output=output),
+                cost_nano=self._cost(used),
                 currency=caller.currency,
                 outcome=outcome,
                 started_at=self.started_at,
@@ -126,6 +122,13 @@ class Reservation(Struct, kw_only=True):
                 finished_at=self.clock(),
             )
         )
+
+    def _cost(self, used: Tokens) -> int:
+        """In nano-units. No request costs more than can be added up with others in 64 bits."""
+        exact = cost(self.price, miss=used.uncached, hit=used.cached, write=0, output=used.output)
+        if exact > MOST:
+            log.error("request %s would cost %d nano-units; recorded as %d", self.request_id, exact, MOST)
+        return min(exact, MOST)
 
 
 class Accounts:

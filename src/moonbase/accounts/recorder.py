@@ -1,13 +1,13 @@
 """The way of usage records into the database: in memory first, then in batches by one task."""
 
 import asyncio
+import json
 import logging
 from collections import deque
 from contextlib import suppress
 from itertools import islice
 
-import msgspec
-from sqlalchemy.exc import SQLAlchemyError
+from msgspec.structs import asdict
 
 from moonbase.errors import DatabaseUnavailable
 from moonbase.store.database import Database
@@ -15,6 +15,7 @@ from moonbase.store.records import UsageRecord
 from moonbase.store.usage import add_usage
 
 log = logging.getLogger(__name__)
+_LONGEST_NUMBER = 1024  # bits; Python refuses to write those of some thousand digits
 
 
 class Recorder:
@@ -131,26 +132,30 @@ class Recorder:
 
     async def _write(self) -> None:
         records = list(islice(self._pending, self._batch))
+        if records:
+            await self._take_in(records)
+
+    async def _take_in(self, records: list[UsageRecord]) -> None:
+        """Write the first pending records. Those that can never be written, for whatever reason, go to the log.
+
+        Halves are tried to find them: they must not hold up the others. What is done is pending no more
+        when `DatabaseUnavailable` is raised for the rest.
+        """
         try:
-            await self._add(records)
-        except SQLAlchemyError:
-            await self._add_singly(records)
+            async with self._database.write() as connection:
+                await add_usage(connection, records)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - drivers raise Python's errors too for values they cannot hold
+            if len(records) > 1:
+                half = len(records) // 2
+                await self._take_in(records[:half])
+                await self._take_in(records[half:])
+                return
+            _log_lost(records[0], _first_line(error))
         for _ in records:
             self._pending.popleft()
         self._written += len(records)
-
-    async def _add(self, records: list[UsageRecord]) -> None:
-        if records:
-            async with self._database.write() as connection:
-                await add_usage(connection, records)
-
-    async def _add_singly(self, records: list[UsageRecord]) -> None:
-        """A record that the database refuses for what it is must not hold up the others."""
-        for record in records:
-            try:
-                await self._add([record])
-            except SQLAlchemyError as error:
-                _log_lost(record, _first_line(error))
 
     def _answer_flushes(self, error: DatabaseUnavailable | None) -> None:
         waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -167,7 +172,17 @@ class Recorder:
 
 
 def _log_lost(record: UsageRecord, reason: str) -> None:
-    log.error("usage record not written (%s): %s", reason, msgspec.json.encode(record).decode())
+    log.error("usage record not written (%s): %s", reason, _content(record))
+
+
+def _content(record: UsageRecord) -> str:
+    """The record as JSON, whatever its fields hold; a number that is too long even for that, in hexadecimal."""
+    fields = {name: _writable(value) for name, value in asdict(record).items()}
+    return json.dumps(fields, separators=(",", ":"), default=repr)
+
+
+def _writable(value: object) -> object:
+    return hex(value) if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER else value
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -193,7 +194,8 @@ def _from_hub(weights: Weights, source: HubSource, folder: Path, progress: Progr
     assert weights.file is not None
     progress(f"Downloading {source.repository}", 0, 0)
     try:
-        path = hf_hub_download(source.repository, weights.file, revision=source.revision, local_dir=folder)
+        with _retries_told_once(progress):
+            path = hf_hub_download(source.repository, weights.file, revision=source.revision, local_dir=folder)
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
         raise ModelFileError(
             f"The Hugging Face hub did not give {source.repository}/{weights.file}: {str(error).splitlines()[0]};"
@@ -203,6 +205,30 @@ def _from_hub(weights: Weights, source: HubSource, folder: Path, progress: Progr
     with open(path, "rb") as file:
         _check(hashlib.file_digest(file, "sha256").hexdigest(), weights, source.repository)
     return Path(path)
+
+
+@contextmanager
+def _retries_told_once(progress: Progress) -> Iterator[None]:
+    """Keep what the hub's client logs to ourselves: two lines a try, and the last one's reason is in the error."""
+    logger = logging.getLogger("huggingface_hub")
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_RetriesToldOnce(progress)], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+class _RetriesToldOnce(logging.Handler):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._told and "retry" in record.getMessage().lower():
+            self._told = True
+            self._progress("The Hugging Face hub does not answer; trying again", 0, 0)
 
 
 def _check(digest: str, weights: Weights, origin: str) -> None:

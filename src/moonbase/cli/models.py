@@ -26,7 +26,8 @@ def list_models(
 ) -> None:
     """Show the public model ids, and the weights that can answer for them.
 
-    Prices are per 1M tokens. Memory is what weights need with some thousand tokens of context.
+    Tables on a terminal, tab-separated lines in a pipe. Prices are per 1M tokens. Memory is what
+    weights need with some thousand tokens of context.
     """
     from moonbase import config
     from moonbase.catalog.catalog import load_catalog

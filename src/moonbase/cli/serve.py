@@ -1,6 +1,10 @@
 """`moonbase serve`: start the server."""
 
+import os
+import shlex
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,9 +58,7 @@ def serve(
         overrides["server.public"] = "true"
     settings = config.load(config_file, overrides)
     telemetry.configure_logging(settings.log.level, settings.log.format)
-    _fetch_models(settings)
-    for model in _local_models(settings):
-        typer.echo(f"Loading {model} ...", err=True)
+    _prepare_models(settings)
 
     from moonbase.server.run import run
 
@@ -85,8 +87,8 @@ def _local_models(settings: "Settings") -> list[str]:
     ]
 
 
-def _fetch_models(settings: "Settings") -> None:
-    """Fetch on first use what local engines need and the catalog knows."""
+def _prepare_models(settings: "Settings") -> None:
+    """Fetch on first use what local engines need and the catalog knows, and say what they load."""
     from moonbase import config
     from moonbase.catalog.catalog import load_catalog
     from moonbase.catalog.weights import locate
@@ -98,6 +100,9 @@ def _fetch_models(settings: "Settings") -> None:
     for name in names:
         if name in catalog.weights and locate(name, catalog, config.cache()) is None:
             fetch(name)
+    for name in names:
+        if locate(name, catalog, config.cache()) is not None:
+            typer.echo(f"Loading {name} ...", err=True)
 
 
 def _announce(settings: "Settings", world: "World", base_url: str) -> None:
@@ -120,13 +125,25 @@ def _announce(settings: "Settings", world: "World", base_url: str) -> None:
 
 def _announce_key(console: "Console", key: str | None) -> None:
     if key is None:
-        console.print("\nClients need a key: [bold]export MOONSHOT_API_KEY=$(moonbase keys create --name NAME)[/bold]")
+        command = f"export MOONSHOT_API_KEY=$({_program()} keys create --name NAME)"
+        console.print(f"\nClients need a key: {command}", markup=False)
     elif sys.stdout.isatty():
         console.print("\nYour API key, shown only this once:\n")
         console.print(f"  export MOONSHOT_API_KEY={key}", markup=False)
     else:
         typer.echo(key)
         console.print("\nYour API key was written to standard output, this once. Put it into MOONSHOT_API_KEY.")
+
+
+def _program() -> str:
+    """The command by which this program was started, for a shell in the same folder."""
+    started = sys.argv[0]
+    if Path(started).name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m moonbase"
+    found = shutil.which("moonbase")
+    if found is not None and Path(found).resolve() == Path(started).resolve():
+        return "moonbase"
+    return shlex.quote(os.path.normpath(started))
 
 
 def _example(base_url: str) -> str:

@@ -171,7 +171,7 @@ def verify(
 ) -> None:
     """Examine an OpenAI-compatible endpoint: its contract, its tool calls, its prompts.
 
-    Without files, some sixty checks of the Kimi API's contract run. What each of them means is in
+    Without files, about fifty checks of the Kimi API's contract run. What each of them means is in
     docs/guides/verifying.md.
 
     Exits with 0 when no check failed, 1 when one did, 2 when the endpoint cannot be examined.
@@ -350,6 +350,9 @@ def _print(report: "Report") -> None:
         _print_figures(console, section, figures)
     counts = [f"{report.count(status)} {status}" for status in ("passed", "failed", "warned", "skipped")]
     console.print(f"\n{', '.join(counts)}: {report.requests} requests in {report.seconds:.1f} s", style="bold")
+    if report.fixed_values:
+        options = " ".join([f"--fixed {name}={value}" for name, value in report.fixed_values.items()])
+        console.print(f"This model allows one value only: try {options}", soft_wrap=True)
 
 
 def _print_figures(console: "Console", section: str, figures: Any) -> None:

@@ -9,9 +9,10 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from moonbase.chat.constraint import Constraint
 from moonbase.chat.events import EngineFinish
@@ -20,6 +21,10 @@ from moonbase.engines.grammar import Dialect, Grammar
 from moonbase.errors import ApiError
 
 TokenIds: TypeAlias = "array[int]"  # of type code "I"; arrays cannot be subscripted at run time
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+"""A token as servers send it. One that the vocabulary lacks has no text."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding JSON that others have sent may raise."""
 
 
 class EngineDescription(Struct, frozen=True, kw_only=True):
@@ -45,7 +50,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
 
     `prompt_ids` is not changed by anybody afterwards. `max_tokens` is at least 1 and
     fits the window. Generation stops at any of `stop_ids`, which are not part of the output.
-    `constraint` is what the output must be, and `grammar` the same in the engine's own dialect.
+    `constraint` is what the output must be, and `grammar` the same in the engine's own dialect: an engine with a
+    dialect obeys `grammar` alone, and a `constraint` without one goes unenforced there.
     `cache_scope` separates prefix caches (an organization id). `user_text` is the last user
     message for engines that answer from text.
     """
@@ -181,7 +187,11 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerateRequest) -> Generation:
-        """Start `request.sampling.n` choices. Raises `ApiError` when the engine cannot take it."""
+        """Start `request.sampling.n` choices. Raises `ApiError` when the engine cannot take it.
+
+        With a dialect it is the caller who writes `request.grammar`: `request.constraint` alone holds the output to
+        nothing.
+        """
         ...
 
     async def close(self) -> None:

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+from msgspec import Struct
+
 from moonbase.errors import ConfigurationError, UpstreamFailed, WorkerDied
 
 _log = logging.getLogger(__name__)
@@ -18,7 +20,7 @@ _KEPT_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "KMP_", "TBB_", "CUDA_VISIBLE_", 
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 _LONGEST_PAUSE = 30.0
 _STABLE = 60.0  # seconds of work after which an end counts as the first again
-_LOG_LINE = 2000  # characters of a line that are worth logging
+_LOG_LINE = 2000  # bytes of a line that are worth logging
 _PROBE_PAUSE = 0.25
 _KILLING = 5.0  # seconds that killing many processes may take
 
@@ -68,7 +70,7 @@ async def child(
         env=dict(environment),
         pass_fds=pass_fds,
     )
-    logs = asyncio.create_task(_forward_log(process, name, secret))
+    logs = asyncio.create_task(_forward_log(process, name, secret.encode() if secret else None))
     try:
         yield process
     finally:
@@ -88,17 +90,17 @@ async def _end(process: asyncio.subprocess.Process, logs: asyncio.Task[None], gr
     await asyncio.gather(process.wait(), logs, return_exceptions=True)
 
 
-async def _forward_log(process: asyncio.subprocess.Process, name: str, secret: str | None) -> None:
+async def _forward_log(process: asyncio.subprocess.Process, name: str, secret: bytes | None) -> None:
     """Log line by line; what we run prints no prompt text."""
     assert process.stdout is not None
     rest = b""
     while data := await process.stdout.read(4096):
-        *lines, rest = (rest + data).split(b"\n")
+        text = rest + data
+        *lines, rest = (text.replace(secret, b"***") if secret else text).split(b"\n")
         for line in lines:
             if line.strip():
-                text = line.decode(errors="replace")
-                _log.info("%s: %s", name, (text.replace(secret, "***") if secret else text)[:_LOG_LINE])
-        rest = rest[: 2 * _LOG_LINE]  # a secret may lie across the end of what is logged
+                _log.info("%s: %s", name, line[:_LOG_LINE].decode(errors="replace"))
+        rest = rest[: 2 * _LOG_LINE]  # where it is cut a secret may be, too: far behind all that is logged
 
 
 def ending(process: asyncio.subprocess.Process) -> str:
@@ -159,33 +161,36 @@ class Keeper:
             await asyncio.sleep(0 if ends == 1 else min(0.25 * 2**ends, _LONGEST_PAUSE))
 
 
+class Launch(Struct, frozen=True):
+    """How a life of a server begins. It sees nothing but `environment`; `secret` is left out of what is logged."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    secret: str | None = None
+
+
 class ServerProcess:
     """A server of somebody else's that runs for us alone, and is kept running."""
 
     def __init__(
         self,
         name: str,
-        begin: Callable[[], Awaitable[Sequence[str]]],
+        begin: Callable[[], Awaitable[Launch]],
         probe: Callable[[], Awaitable[bool]],
         *,
-        environment: Mapping[str, str],
         load_timeout: float,
         grace: float = 10.0,
-        secret: str | None = None,
     ) -> None:
-        """`begin` gives the command at the beginning of each life. `probe` asks the server whether it can work; it may
-        raise `UpstreamFailed` for no, and `ConfigurationError` when it is of no use.
+        """`begin` is asked at the beginning of each life. `probe` asks the server whether it can work; it may raise
+        `UpstreamFailed` for no, and `ConfigurationError` when it is of no use.
 
-        `load_timeout` is how many seconds it has for that, `grace` what it has to end by itself. `secret` is left out
-        of what is logged of the server's output.
+        `load_timeout` is how many seconds it has for that, `grace` what it has to end by itself.
         """
         self._name = name
         self._begin = begin
         self._probe = probe
-        self._environment = environment
         self._load_timeout = load_timeout
         self._patience = grace
-        self._secret = secret
         self._process: asyncio.subprocess.Process | None = None
         self._keeper = Keeper(f"{name} server", self._life)
 
@@ -217,12 +222,13 @@ class ServerProcess:
         return True
 
     async def _life(self, ready: Callable[[], None]) -> None:
+        launch = await self._begin()
         async with child(
-            leashed(await self._begin(), self._patience),
+            leashed(launch.command, self._patience),
             name=self._name,
-            environment=self._environment,
+            environment=launch.environment,
             grace=self._patience + _KILLING,
-            secret=self._secret,
+            secret=launch.secret,
         ) as self._process:
             ended = asyncio.ensure_future(self._process.wait())
             try:

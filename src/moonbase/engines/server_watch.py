@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from moonbase.config import EngineSettings
 from moonbase.engines.base import GenerateRequest
-from moonbase.engines.process import ServerProcess, free_port
+from moonbase.engines.process import Launch, ServerProcess, free_port
 from moonbase.engines.suspects import Suspects
 from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.upstream.limits import UpstreamLimits
@@ -31,7 +31,7 @@ _PROBE_SECONDS = 5.0  # between two looks at a server that is ready, and the lon
 _RETRY_SECONDS = 0.5  # between two looks at one that is not
 _LOAD_SECONDS = 3600.0  # hundreds of gigabytes take their time
 _MAX_FACTS = 1024 * 1024  # bytes
-_LEAST_ROOM = 1024  # requests at once: a server at a URL may run more of them than `max_running` says
+_LEAST_REQUESTS = 1024  # at once: a server at a URL may run more of them than `max_running` says
 _LOOKS = 2  # at once, at a server that is being started anew
 RESTART_SECONDS = 5
 """After which clients are told to come back while a server is away."""
@@ -51,9 +51,9 @@ class Program(Struct, frozen=True):
 class ServerWatch:
     """Looks at a server from `start` to `close`; it makes, opens and closes the client, too.
 
-    `ready` is whether it can work. `sure` is False from a request that failed on to the next look: the server may be
-    gone, so what can wait had better do so. `suspects` is told here of the deaths of a server started here. `room` is
-    how many requests may be under way at once: looks have connections beside them, so that no crowd hides the server.
+    `sure` is False from a request that failed on to the next look: the server may be gone, so what can wait had better
+    do so. `suspects` is told here of the deaths of a server started here. `most_requests` is how many may be under way
+    at once: looks have connections beside them, so that no crowd hides the server.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class ServerWatch:
         self._learn = learn
         self._on_ready = on_ready
         self._hang_timeout = settings.hang_timeout
-        self.room = max(_LEAST_ROOM, settings.max_running + settings.max_waiting)
+        self.most_requests = max(_LEAST_REQUESTS, settings.max_running + settings.max_waiting)
         self._limits = UpstreamLimits(
             first_byte_timeout=settings.total_timeout,
             idle_timeout=settings.total_timeout,
-            max_connections=self.room + _LOOKS,
+            max_connections=self.most_requests + _LOOKS,
         )
         self._process: ServerProcess | None = None
         self._client: UpstreamClient | None = None
@@ -91,15 +91,7 @@ class ServerWatch:
             self._client = self._connected(settings.api_key)
         else:
             self.url = ""  # until it lives
-            key = secrets.token_urlsafe()
-            self._process = ServerProcess(
-                name,
-                partial(self._begin, server.command, key),
-                self._probe,
-                environment={**server.environment, server.key_variable: key},
-                load_timeout=_LOAD_SECONDS,
-                secret=key,
-            )
+            self._process = ServerProcess(name, partial(self._begin, server), self._probe, load_timeout=_LOAD_SECONDS)
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
         self._open = False
@@ -107,9 +99,14 @@ class ServerWatch:
         self._answered = 0.0
         self._lives = 0
         self._trouble = ""
+        self._can_work = False
         self.suspects = Suspects()
-        self.ready = False
         self.sure = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server can work."""
+        return self._can_work and self._lives_now
 
     @property
     def client(self) -> UpstreamClient:
@@ -143,7 +140,7 @@ class ServerWatch:
 
     async def close(self) -> None:
         """End a server started here. Idempotent."""
-        self.ready = False
+        self._can_work = False
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -167,12 +164,17 @@ class ServerWatch:
         """The server shows that it works: tokens flow."""
         self._heard = time.monotonic()
 
-    def lost(self, error: UpstreamFailed, request: GenerateRequest) -> None:
-        """The request did not get through, or its answer broke off: see at once whether the server is there."""
+    def lost(self, error: UpstreamFailed, request: GenerateRequest, *, kept: bool) -> None:
+        """The request did not get through, or its answer broke off: see at once whether the server is there.
+
+        `kept` is whether it was sent over a connection that was there before. When such a one breaks, it is sent anew
+        where nobody may listen any more; a request that met nothing else than that is no suspect.
+        """
         _log.warning("%s: %s", self.url, error.reason)
-        self.suspects.fell(request)
+        if kept or not isinstance(error.__cause__, ConnectionRefusedError):
+            self.suspects.fell(request)
         self.sure = False
-        self.ready = self.ready and error.began
+        self._can_work = self._can_work and error.began
         self.look()
 
     def look(self) -> None:
@@ -183,16 +185,24 @@ class ServerWatch:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         return UpstreamClient(self.url, headers=headers, limits=self._limits)
 
-    async def _begin(self, command: Callable[[int], Sequence[str]], key: str) -> Sequence[str]:
-        """A life of the server begins, at a port that is free now: somebody may have taken the one of the last."""
-        port = free_port()
+    @property
+    def _lives_now(self) -> bool:
+        """False between two lives of a server started here, when anybody may listen where it did."""
+        return self._process is None or self._process.pid is not None
+
+    async def _begin(self, program: Program) -> Launch:
+        """A life of the server begins, at a port that is free now and with a key that nobody has seen: somebody may
+        have taken the port of the last life, and been sent its key.
+        """
+        self._can_work = False
+        port, key = free_port(), secrets.token_hex()
         self.url = f"http://127.0.0.1:{port}"
         before, self._client = self._client, self._connected(key)
         await self._client.__aenter__()
         self._open = True
         if before is not None:
             await before.__aexit__(None, None, None)
-        return command(port)
+        return Launch(program.command(port), {**program.environment, program.key_variable: key}, key)
 
     async def _keep_looking(self) -> None:
         while True:
@@ -201,13 +211,15 @@ class ServerWatch:
                     await self._look.wait()
             alarmed = self._look.is_set()
             self._look.clear()
+            if not self._lives_now:
+                continue
             began = time.monotonic()
             if self.ready and not alarmed and began - self._heard < _PROBE_SECONDS:
                 continue  # a server that is busy may answer nothing else
             try:
                 await self._probe()
             except UpstreamFailed as error:
-                if self._heard > began:
+                if isinstance(error.__cause__, TimeoutError) and self._heard > began:
                     self._found()
                 else:
                     self._missed(error.reason)
@@ -232,7 +244,7 @@ class ServerWatch:
             self._found()
         else:
             self._tell(f"its /health answers {status}")
-            self.ready = False
+            self._can_work = False
         return self.ready
 
     def _tell(self, trouble: str) -> None:
@@ -250,7 +262,7 @@ class ServerWatch:
         self.suspects.settle(died=lives != self._lives)
         self._lives = lives
         self._answered = time.monotonic()
-        self.ready = self.sure = True
+        self._can_work = self.sure = True
         if self._on_ready is not None:
             self._on_ready()
 
@@ -259,7 +271,7 @@ class ServerWatch:
         by who started it.
         """
         self._tell(trouble)
-        self.ready = False
+        self._can_work = False
         if self._process is None or self._process.restarts != self._lives:
             return
         silent = time.monotonic() - max(self._heard, self._answered) > self._hang_timeout
@@ -267,9 +279,9 @@ class ServerWatch:
             _log.error("the %s server has answered nothing for %g s; it is ended", self._name, self._hang_timeout)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        """Raises `UpstreamFailed`."""
+        """Raises `UpstreamFailed`, whose cause is a `TimeoutError` when there is no answer in time."""
         try:
             async with asyncio.timeout(_PROBE_SECONDS), self.client.request("GET", path) as response:
                 return response.status, await response.body(_MAX_FACTS)
-        except TimeoutError:
-            raise UpstreamFailed(f"{path} is not answered within {_PROBE_SECONDS:g} s", began=True) from None
+        except TimeoutError as error:
+            raise UpstreamFailed(f"{path} is not answered within {_PROBE_SECONDS:g} s", began=True) from error

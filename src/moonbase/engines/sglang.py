@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from moonbase.chat.events import EngineFinish
 from moonbase.config import EngineSettings
-from moonbase.engines.base import Delta, Engine, GenerateRequest, Tokenizer
+from moonbase.engines.base import UNREADABLE, Delta, Engine, GenerateRequest, TokenId, Tokenizer
 from moonbase.engines.openai_models import ServedModels
 from moonbase.engines.process import scrubbed
 from moonbase.engines.server_watch import Program
@@ -65,7 +65,7 @@ class _Problem(Struct, frozen=True):
 class _Chunk(Struct, frozen=True):
     """One event of a choice. `output_ids` are the new tokens, or all there are, as the server was started."""
 
-    output_ids: list[int] = []
+    output_ids: list[TokenId] = []
     meta_info: _Meta = _Meta()
     index: int = 0
     error: _Problem | None = None
@@ -146,7 +146,7 @@ class SglangWire:
     def refusal(self, status: int, body: bytes) -> Refusal:
         try:
             problem = msgspec.json.decode(body, type=_Refused).error
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return Refusal(status)
         return _refusal(status, problem.message)
 
@@ -156,7 +156,7 @@ class _Reader:
 
     def __init__(self, request: GenerateRequest) -> None:
         self._stop_ids = request.stop_ids
-        self._seen = [0] * request.sampling.n
+        self._seen: dict[int, int] = {}
 
     def feed(self, event: bytes) -> list[Delta] | Refusal:
         if event == _SPENT:
@@ -167,7 +167,7 @@ class _Reader:
         meta, finish = chunk.meta_info, chunk.meta_info.finish_reason
         if finish is not None and finish.type not in ("stop", "length"):
             return _refusal(finish.status_code or 503, finish.message or "")
-        seen = self._seen[chunk.index]
+        seen = self._seen.get(chunk.index, 0)
         self._seen[chunk.index] = meta.completion_tokens
         new = meta.completion_tokens - seen
         ids = chunk.output_ids[-new:] if new > 0 else []

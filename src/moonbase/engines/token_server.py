@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from moonbase.config import EngineSettings
-from moonbase.engines.base import Delta, EngineDescription, GenerateRequest, Generation, Tokenizer
+from moonbase.engines.base import UNREADABLE, Delta, EngineDescription, GenerateRequest, Generation, Tokenizer
 from moonbase.engines.server_watch import RESTART_SECONDS, Program, ServerWatch
 from moonbase.engines.structural_tag import TokenDialect
 from moonbase.engines.upstream.events import EventReader
@@ -57,7 +57,7 @@ class Reader(Protocol):
     """Reads the events of one response."""
 
     def feed(self, event: bytes) -> list[Delta] | Refusal:
-        """The deltas in an event, of which the last of a choice has its end. Raises `msgspec.DecodeError`."""
+        """The deltas in an event, of which the last of a choice has its end. Raises one of `UNREADABLE`."""
         ...
 
 
@@ -80,7 +80,7 @@ class Wire(Protocol):
     def facts(self, body: bytes, wanted: str | None) -> ServerFacts:
         """What the server serves. `wanted` is the id of the model asked for, if any.
 
-        Raises `msgspec.DecodeError` when this is no such server, `ConfigurationError` when it has no such model.
+        Raises one of `UNREADABLE` when this is no such server, `ConfigurationError` when it has no such model.
         """
         ...
 
@@ -155,13 +155,14 @@ class TokenServerEngine:
             raise EngineOverloaded
         if self.waiting and self.waiting + request.sampling.n > self._settings.max_waiting:
             raise EngineOverloaded
-        if len(self._runs) >= self._watch.room:
+        if len(self._runs) >= self._watch.most_requests:
             raise EngineOverloaded
         run = _Run(self, request, self._wire, suspect=suspect)
         self._runs.add(run)
         body = self._wire.body(request, self.description.model)
         headers = {"Content-Type": "application/json"}
         run.exchange = self._watch.client.stream("POST", self._wire.path, headers, body, run)
+        run.kept = run.exchange.carrier is not None
         return run.generation
 
     def refused(self, refusal: Refusal, request: GenerateRequest) -> ApiError:
@@ -182,8 +183,8 @@ class TokenServerEngine:
     def heard(self) -> None:
         self._watch.heard()
 
-    def lost(self, error: UpstreamFailed, request: GenerateRequest) -> None:
-        self._watch.lost(error, request)
+    def lost(self, error: UpstreamFailed, request: GenerateRequest, *, kept: bool) -> None:
+        self._watch.lost(error, request, kept=kept)
 
     def ended(self, run: "_Run") -> None:
         self._runs.discard(run)
@@ -195,20 +196,22 @@ class TokenServerEngine:
     def _learn(self, body: bytes) -> None:
         try:
             facts = self._wire.facts(body, self._settings.model)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ConfigurationError(f"{self.url}: there is no {self._wire.name} server") from error
         self.description = msgspec.structs.replace(self.description, model=facts.model, window=facts.window)
 
 
 class _Run:
     """One request under way: takes its response. `open` are the choices that have not ended, `begun` those with
-    output."""
+    output, and `kept` is whether it went over a connection that was there before."""
 
     def __init__(self, engine: TokenServerEngine, request: GenerateRequest, wire: Wire, *, suspect: bool) -> None:
         self.suspect = suspect
         self.generation = Generation(request.sampling.n, self._cancel)
         self.exchange: Exchange | None = None
-        self.open = set(range(request.sampling.n))
+        self.kept = False
+        self.asked = range(request.sampling.n)
+        self.open = set(self.asked)
         self.begun: set[int] = set()
         self._engine = engine
         self._request = request
@@ -222,10 +225,10 @@ class _Run:
         self._status = status
 
     def data(self, data: bytes) -> None:
-        self._engine.heard()
         if self._status != 200:
             self._refusal += data[: _MAX_ANSWER - len(self._refusal)]
             return
+        self._engine.heard()
         deltas: list[Delta] = []
         problem: ApiError | None = None
         try:
@@ -234,8 +237,10 @@ class _Run:
                 if isinstance(found, Refusal):
                     problem = self._engine.refused(found, self._request)
                     break
+                if any(delta.choice not in self.asked for delta in found):
+                    raise UpstreamFailed("sent a choice that nobody asked for", began=True)
                 deltas += found
-        except (UpstreamFailed, msgspec.DecodeError):
+        except (UpstreamFailed, *UNREADABLE):
             _log.warning("the %s server sent what is no event of a completion", self._wire.name)
             problem = EngineUnavailable(RESTART_SECONDS)
         if deltas:
@@ -253,7 +258,7 @@ class _Run:
 
     def failed(self, error: UpstreamFailed) -> None:
         if self.open:
-            self._engine.lost(error, self._request)
+            self._engine.lost(error, self._request, kept=self.kept)
             self.give_up(EngineUnavailable(RESTART_SECONDS))
 
     def give_up(self, error: ApiError) -> None:

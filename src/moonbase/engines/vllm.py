@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from moonbase.chat.events import EngineFinish
 from moonbase.config import EngineSettings
-from moonbase.engines.base import Delta, Engine, GenerateRequest, Tokenizer
+from moonbase.engines.base import UNREADABLE, Delta, Engine, GenerateRequest, TokenId, Tokenizer
 from moonbase.engines.openai_models import ServedModels
 from moonbase.engines.process import scrubbed
 from moonbase.engines.server_watch import Program
@@ -62,7 +62,7 @@ class _Choice(Struct, frozen=True):
     """`token_ids` are new ones, the one that the choice stopped at among them."""
 
     index: int
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
     finish_reason: str | None = None
 
 
@@ -158,7 +158,7 @@ class VllmWire:
     def refusal(self, status: int, body: bytes) -> Refusal:
         try:
             return msgspec.json.decode(body, type=_Refused).error.refusal(status)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return Refusal(status)
 
 

@@ -1,14 +1,11 @@
 """Tool calls over a conversation: which result answers which call, and the number that each call has in prompts."""
 
-from itertools import islice
-
 from msgspec import Struct
 
 from moonbase.chat.request import Message, ToolCall
 from moonbase.errors import InvalidRequest
 
 _PREFIX = "functions."
-_SHOWN_IDS = 100  # in an error
 _MAX_DIGITS = 6  # of a number that a client may set; far under the nine that an output may have
 
 
@@ -92,11 +89,9 @@ def _answered(message: Message, unanswered: dict[str, str]) -> str:
 
 def _refuse_missing(unanswered: dict[str, str]) -> None:
     if unanswered:
-        missing = ", ".join(islice(unanswered, _SHOWN_IDS))
-        more = ", …" if len(unanswered) > _SHOWN_IDS else ""
         raise InvalidRequest(
             "an assistant message with 'tool_calls' must be followed by tool messages responding to each "
-            f"'tool_call_id'. The following tool_call_ids did not have response messages: {missing}{more}"
+            f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(unanswered)}"
         )
 
 

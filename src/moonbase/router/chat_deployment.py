@@ -179,7 +179,7 @@ class ChatDeployment:
             tools=tuple([tool.name for tool in request.tools]),
             passed_on=passed_on,
         )
-        stream = ChatStream(reader, sampling.n, passed_on, self._told, self._left)
+        stream = ChatStream(reader, sampling.n, most.output * sampling.n, passed_on, self._told, self._left)
         stream.exchange = self._client.stream("POST", "/chat/completions", _HEADERS, body, stream)
         self._streams.add(stream)
         return stream
@@ -212,7 +212,7 @@ class ChatDeployment:
         return max_tokens if fits else None
 
     def _most(self, wording: Wording, limit: int | None) -> Bounds:
-        """What an upstream can count. A prompt for which no window is known has no more tokens than bytes."""
+        """What an upstream can count, and send. A prompt for which no window is known has no more tokens than bytes."""
         window = self.own_window
         if window is None:
             window = wording.text_bytes + wording.images * _MOST_IMAGE_TOKENS + _MOST_ADDED

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 
-from moonbase.chat.events import ChatEvent
+from moonbase.chat.events import ArgumentsDelta, ChatEvent, ReasoningDelta, TextDelta
 from moonbase.dialects.openai.client.answer import AnswerReader
 from moonbase.dialects.openai.client.failure import broken, refused
 from moonbase.engines.upstream.events import EventReader
@@ -16,6 +16,8 @@ from moonbase.errors import ApiError, EngineUnavailable, UpstreamFailed
 _MAX_WAITING = 256 * 1024  # bytes that wait for the reader before the socket is left alone
 _MAX_WHOLE = 16 * 1024 * 1024  # bytes of an answer that is no stream
 _MAX_REFUSAL = 64 * 1024  # bytes of an error's body that are read
+_MAX_PER_TOKEN = 128  # characters; hardly a vocabulary has longer tokens
+_ALWAYS = 64 * 1024  # characters of output that are taken, however few tokens were asked for
 _LINGER = 1.0  # seconds in which a response may end after its answer has, so that its connection can be kept
 
 _Kind = Literal["events", "whole", "refused"]
@@ -24,7 +26,8 @@ _Kind = Literal["events", "whole", "refused"]
 class ChatStream:
     """An `EventStream`, and the sink of its response: bytes are kept as they come and read when the reader asks.
 
-    Leaving it cancels the response unless the answer is complete. `exchange` is set by whoever opens it.
+    Leaving it cancels the response unless the answer is complete. An answer that has no end, or another than it should,
+    closes the connection. `exchange` is set by whoever opens it.
     """
 
     exchange: Exchange
@@ -33,12 +36,18 @@ class ChatStream:
         self,
         reader: AnswerReader,
         choices: int,
+        most: int,
         passed_on: str | None,
         told: Callable[[ApiError], ApiError],
         left: Callable[["ChatStream"], None],
     ) -> None:
-        """`told` makes of a failure what a client may know, `left` is told of the end; `passed_on` as for `refused`."""
+        """`most` is the tokens that the output of all choices can have: the answer fails where it is plainly longer.
+
+        `told` makes of a failure what a client may know, `left` is told of the end; `passed_on` as for `refused`.
+        """
         self.choices = choices
+        self._most = most
+        self._room = max(most * _MAX_PER_TOKEN, choices * _ALWAYS)  # characters that may still come
         self._last_put: float | None = None
         self._reader = reader
         self._passed_on = passed_on
@@ -63,13 +72,13 @@ class ChatStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left(self)
-        if self._over:
-            return
-        if self._reader.complete:
+        if self._error is not None or not self._reader.complete:
+            self._stop()
+        elif self._over:
+            self.exchange.release()
+        else:
             self.exchange.resume()
             self._linger = asyncio.get_running_loop().call_later(_LINGER, self.exchange.cancel)
-        else:
-            self._stop()
 
     @property
     def last_put(self) -> float | None:
@@ -92,8 +101,12 @@ class ChatStream:
 
     @property
     def completion_tokens(self) -> int:
-        """As the upstream counts them once it has told, an estimate from below before (`AnswerReader`)."""
-        return self._reader.completion_tokens
+        """As the upstream counts them once it has told, an estimate from below before (`AnswerReader`).
+
+        Of an answer that failed no more than there could be: it may have been far too long.
+        """
+        tokens = self._reader.completion_tokens
+        return tokens if self._error is None else min(tokens, self._most)
 
     @property
     def unbelieved(self) -> list[str]:
@@ -109,10 +122,12 @@ class ChatStream:
     async def read(self) -> list[ChatEvent]:
         while True:
             events = self._take()
-            if events or self._reader.complete:
+            if events:
                 return events
             if self._error is not None:
                 raise self._error
+            if self._reader.complete:
+                return []
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -149,9 +164,12 @@ class ChatStream:
                 self._wake()
 
     def end(self) -> None:
+        """A refusal may be followed by another request; an answer that waits to be read has yet to show what it is."""
         self._over = True
         if self._linger is not None:
             self._linger.cancel()
+        elif self._kind != "refused":
+            self.exchange.hold()
         self._wake()
 
     def failed(self, error: UpstreamFailed) -> None:
@@ -166,15 +184,26 @@ class ChatStream:
         try:
             if self._kind == "events":
                 self._read_events(events)
-            elif self._over and self._error is None:
+            elif self._over and self.open:
                 self._read_whole(events)
         except UpstreamFailed as error:
             self._fail(broken(error.reason))
         except ApiError as error:
             self._fail(error)
+        self._measure(events)
         if events:
             self._last_put = time.monotonic()
         return events
+
+    def _measure(self, events: list[ChatEvent]) -> None:
+        """Fail when this is more than the tokens asked for can be, and keep the events up to there."""
+        for place, event in enumerate(events):
+            if isinstance(event, (TextDelta, ReasoningDelta, ArgumentsDelta)):
+                self._room -= len(event.text)
+                if self._room < 0:
+                    del events[place:]
+                    self._fail(broken(f"sent more output than {self._most} tokens can be"))
+                    return
 
     def _read_events(self, events: list[ChatEvent]) -> None:
         data = b"".join(self._chunks)
@@ -217,9 +246,8 @@ class ChatStream:
 
     def _stop(self) -> None:
         """Nothing more is wanted from the upstream."""
-        if not self._over:
-            self._over = True
-            self.exchange.cancel()
+        self._over = True
+        self.exchange.cancel()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

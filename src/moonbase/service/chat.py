@@ -11,6 +11,7 @@ from typing import Self
 from msgspec import Struct
 
 from moonbase.accounts.accounts import Accounts
+from moonbase.accounts.tokens import Tokens
 from moonbase.catalog import rules
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Model
@@ -168,17 +169,15 @@ class ChatService:
                 failed = False
             finally:
                 failed = failed and not answer.abandoned
-                cached, output = stream.cached_tokens, stream.completion_tokens
-                metrics.ended("failed" if failed else answer.outcome, stream.prompt_tokens, cached, output)
+                used = Tokens.counted(
+                    arrival.request_id,
+                    prompt=stream.prompt_tokens,
+                    cached=stream.cached_tokens,
+                    output=stream.completion_tokens,
+                )
+                metrics.ended("failed" if failed else answer.outcome, used.prompt, used.cached, used.output)
                 if not failed:
-                    reservation.settle(
-                        miss=stream.prompt_tokens - cached,
-                        hit=cached,
-                        write=0,
-                        output=output,
-                        outcome=answer.outcome,
-                        first_token_at=answer.first_token_at,
-                    )
+                    reservation.settle(used, outcome=answer.outcome, first_token_at=answer.first_token_at)
 
     async def _demand(self, request: ChatRequest, model: Model) -> Demand:
         """Schemas that are large are read in a thread."""

@@ -225,8 +225,15 @@ def _unavailable() -> Iterator[None]:
     except (IntegrityError, ProgrammingError, DataError, NotSupportedError):
         raise
     except DBAPIError as error:
-        if getattr(error.orig, "sqlite_errorname", None) == "SQLITE_ERROR":
+        if _is_ours(error.orig):
             raise
         raise DatabaseUnavailable from error
     except (OSError, PoolTimeout) as error:
         raise DatabaseUnavailable from error
+
+
+def _is_ours(error: BaseException | None) -> bool:
+    """Whether a driver's error that has no class of its own is about a statement or its values (SQLSTATE 22…)."""
+    if getattr(error, "sqlite_errorname", None) == "SQLITE_ERROR":
+        return True
+    return (getattr(error, "sqlstate", None) or "").startswith("22")

@@ -1,10 +1,13 @@
 """What was found: one result a check, and the figures behind those that count."""
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from msgspec import Struct
+
+_ONE_VALUE = re.compile(r"invalid (temperature|n): only (\d+(?:\.\d+)?) is allowed for this model")
 
 Status = Literal["passed", "warned", "failed", "skipped"]
 
@@ -31,6 +34,16 @@ class Report(Struct, frozen=True, kw_only=True):
     @property
     def passed(self) -> bool:
         return not any(result.status == "failed" for result in self.results)
+
+    @property
+    def fixed_values(self) -> dict[str, str]:
+        """The values of `temperature` and `n` that a model takes, where it refused another; empty where it did not.
+
+        A model with one temperature gives one answer, but refuses the temperature first.
+        """
+        refusals = [_ONE_VALUE.findall(seen) for result in self.results for seen in result.seen]
+        found = dict([pair for pairs in refusals for pair in pairs])
+        return found | {"n": "1"} if found else {}
 
     def count(self, status: Status) -> int:
         return sum([result.status == status for result in self.results])

@@ -1,6 +1,7 @@
 """The upstream client against servers that behave, are slow, restart, or get more than they can take."""
 
 import asyncio
+import contextlib
 import socket
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from tests.engines.upstream.server import ANSWER, OK, Asked, Peer, Recorder, answering, nothing_left, serving
 
 from moonbase.engines.upstream.client import UpstreamClient
+from moonbase.engines.upstream.exchange import Exchange, Headers
 from moonbase.engines.upstream.limits import UpstreamLimits
 from moonbase.errors import ConfigurationError, UpstreamFailed
 
@@ -521,7 +523,114 @@ async def test_a_sink_may_ask_again_from_its_last_call() -> None:
             if not chain.left:
                 break
             chain = chain.next
-        assert server.connections == 1
+        assert server.connections == 2  # the one that it asks from is not free before it has returned
+
+
+class Judge(Recorder):
+    """Cancels in one of its calls."""
+
+    exchange: Exchange
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.call = call
+
+    def head(self, status: int, headers: Headers) -> None:
+        super().head(status, headers)
+        self.judge("head")
+
+    def data(self, data: bytes) -> None:
+        super().data(data)
+        self.judge("data")
+
+    def end(self) -> None:
+        super().end()
+        self.judge("end")
+
+    def judge(self, call: str) -> None:
+        if call == self.call:
+            self.exchange.cancel()
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["nobody waits", "somebody waits for it"])
+@pytest.mark.parametrize("call", ["head", "data", "end"])
+async def test_a_connection_whose_sink_cancels_up_to_the_end_is_not_used_again(call: str, awaited: bool) -> None:
+    """The whole response comes in one read."""
+    limits = UpstreamLimits(max_connections=1)
+    with nothing_left():
+        async with serving(answering) as server, UpstreamClient(server.url, limits=limits) as client:
+            judge, other = Judge(call), Recorder()
+            judge.exchange = client.stream("GET", "/", {}, None, judge)
+            if not awaited:
+                await judge.progress()
+            client.stream("GET", "/", {}, None, other)
+            await other.finished()
+            assert other.body == b"fine"
+            assert judge.ended is (call == "end")
+            assert server.connections == 2
+
+
+@pytest.mark.parametrize("how", ["released", "cancelled", "forgotten"])
+async def test_a_connection_that_is_held_serves_nobody_else(how: str) -> None:
+    class Holding(Recorder):
+        def end(self) -> None:
+            super().end()
+            exchange.hold()
+
+    limits = UpstreamLimits(max_connections=1, keepalive=0.2)
+    with nothing_left():
+        async with serving(answering) as server, UpstreamClient(server.url, limits=limits) as client:
+            sink, other = Holding(), Recorder()
+            exchange = client.stream("GET", "/", {}, None, sink)
+            await sink.finished()
+            client.stream("GET", "/", {}, None, other)
+            await asyncio.sleep(0.1)
+            assert not other.done
+            if how == "released":
+                exchange.release()
+                exchange.release()
+                exchange.cancel()
+            elif how == "cancelled":
+                exchange.cancel()
+                exchange.release()
+            await other.finished()
+            assert other.body == b"fine"
+            assert server.connections == (1 if how == "released" else 2)
+            exchange.release()
+
+
+async def test_closing_the_client_closes_a_connection_that_is_held() -> None:
+    class Holding(Recorder):
+        def end(self) -> None:
+            super().end()
+            exchange.hold()
+
+    with nothing_left():
+        async with serving(answering) as server:
+            async with UpstreamClient(server.url) as client:
+                sink = Holding()
+                exchange = client.stream("GET", "/", {}, None, sink)
+                await sink.finished()
+            exchange.release()
+
+
+@pytest.mark.parametrize("how", ["read", "left unread", "too long", "an error"])
+async def test_a_request_that_is_left_with_an_error_closes_its_connection(how: str) -> None:
+    async with serving(answering) as server, UpstreamClient(server.url) as client:
+        with contextlib.suppress(UpstreamFailed, ZeroDivisionError):
+            async with client.request("GET", "/") as response:
+                await asyncio.sleep(0.05)
+                match how:
+                    case "read":
+                        assert await response.body(4) == b"fine"
+                    case "too long":
+                        with pytest.raises(UpstreamFailed, match="larger than 3 bytes"):
+                            await response.body(3)
+                    case "an error":
+                        raise ZeroDivisionError
+        async with client.request("GET", "/") as response:
+            assert await response.body(4) == b"fine"
+        assert server.connections == (1 if how in ("read", "left unread") else 2)
 
 
 async def test_what_is_not_read_stays_with_the_server() -> None:

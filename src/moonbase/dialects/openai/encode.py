@@ -152,7 +152,7 @@ def add_usage(total: Usage, choice: Usage) -> Usage:
 
 def encode_error(error: ApiError) -> bytes:
     """The error body: two keys, message first, escaped as Go's encoder does (moonshot-api.md 9.1)."""
-    body = b'{"error":{"message":%b,"type":%b}}' % (_encode(str(error)), _encode(error.type))
+    body = b'{"error":{"message":%b,"type":%b}}' % (_encode(error.sentence), _encode(error.type))
     return body.replace(b"&", b"\\u0026").replace(b"<", b"\\u003c").replace(b">", b"\\u003e")
 
 

@@ -14,7 +14,7 @@ import msgspec
 from moonbase.chat.events import EngineFinish
 from moonbase.config import EngineSettings
 from moonbase.engines import memory
-from moonbase.engines.base import Delta, Engine, EngineDescription, GenerateRequest, Generation, Tokenizer
+from moonbase.engines.base import UNREADABLE, Delta, Engine, EngineDescription, GenerateRequest, Generation, Tokenizer
 from moonbase.engines.gbnf import GbnfDialect
 from moonbase.engines.gguf import GGUF
 from moonbase.engines.llamacpp import wire
@@ -137,6 +137,7 @@ class LlamaCppEngine:
             choice.exchange = self._watch.client.stream(
                 "POST", "/completion", {"Content-Type": "application/json"}, choice.body(), choice
             )
+            choice.kept = choice.exchange.carrier is not None
 
     def _drop(self, choice: "_Choice") -> None:
         """Nobody waits for it any more."""
@@ -155,8 +156,8 @@ class LlamaCppEngine:
     def heard(self) -> None:
         self._watch.heard()
 
-    def lost(self, error: UpstreamFailed, request: GenerateRequest) -> None:
-        self._watch.lost(error, request)
+    def lost(self, error: UpstreamFailed, request: GenerateRequest, *, kept: bool) -> None:
+        self._watch.lost(error, request, kept=kept)
 
     def finished(self, request: GenerateRequest) -> None:
         """All choices came to their ends."""
@@ -165,7 +166,7 @@ class LlamaCppEngine:
     def _learn(self, body: bytes) -> None:
         try:
             found = wire.properties(body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ConfigurationError(f"{self._watch.url}: there is no llama-server") from error
         self._slots = found.total_slots
         self.description = msgspec.structs.replace(
@@ -174,10 +175,14 @@ class LlamaCppEngine:
 
 
 class _Choice:
-    """One choice of a request: an HTTP request of its own, whose response this takes."""
+    """One choice of a request: an HTTP request of its own, whose response this takes.
+
+    `kept` is whether it went over a connection that was there before.
+    """
 
     def __init__(self, engine: LlamaCppEngine, generation: Generation, request: GenerateRequest, number: int) -> None:
         self.exchange: Exchange | None = None
+        self.kept = False
         self._engine = engine
         self._generation = generation
         self.request = request
@@ -198,15 +203,15 @@ class _Choice:
         self._status = status
 
     def data(self, data: bytes) -> None:
-        self._engine.heard()
         if self._status != 200:
             self._refusal += data[: _MAX_ANSWER - len(self._refusal)]
             return
+        self._engine.heard()
         chunks: list[wire.Chunk] = []
         try:
             for event in self._events.feed(data):
                 chunks.append(wire.chunk(event))
-        except (UpstreamFailed, msgspec.DecodeError):
+        except (UpstreamFailed, *UNREADABLE):
             self._take(chunks)
             if not self._finished:
                 _log.warning("the llamacpp engine sent what is no event of a completion")
@@ -225,7 +230,7 @@ class _Choice:
 
     def failed(self, error: UpstreamFailed) -> None:
         if not self._finished:
-            self._engine.lost(error, self.request)
+            self._engine.lost(error, self.request, kept=self.kept)
             self.fail(EngineUnavailable(RESTART_SECONDS))
 
     def fail(self, error: ApiError) -> None:

@@ -3,7 +3,7 @@
 import msgspec
 from msgspec import Struct
 
-from moonbase.engines.base import GenerateRequest
+from moonbase.engines.base import UNREADABLE, GenerateRequest, TokenId
 from moonbase.errors import ApiError, EngineOverloaded, EngineUnavailable, InvalidRequest, PromptTooLong
 
 KEY_VARIABLE = "MOONBASE_LLAMACPP_KEY"
@@ -40,7 +40,7 @@ class Chunk(Struct, frozen=True):
     token is among the tokens of the chunk before the last. `tokens` says nothing beside `prompt_progress`.
     """
 
-    tokens: list[int] = []
+    tokens: list[TokenId] = []
     tokens_predicted: int = 0
     content: str = ""
     stop: bool = False
@@ -119,12 +119,12 @@ def completion(request: GenerateRequest) -> bytes:
 
 
 def chunk(event: bytes) -> Chunk:
-    """Raises `msgspec.DecodeError` for what is none."""
+    """Raises one of `UNREADABLE` for what is none."""
     return _chunk_decoder.decode(event)
 
 
 def properties(body: bytes) -> Properties:
-    """Raises `msgspec.DecodeError` for what is none."""
+    """Raises one of `UNREADABLE` for what is none."""
     return msgspec.json.decode(body, type=Properties)
 
 
@@ -132,7 +132,7 @@ def problem(body: bytes) -> Problem:
     """The error in the body of a response that is not 200."""
     try:
         return msgspec.json.decode(body, type=_Failure).error
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return Problem()
 
 

@@ -77,7 +77,8 @@ class UpstreamClient:
     ) -> "Request":
         """`async with client.request(...) as response` sends it and waits for the head.
 
-        Entering raises `UpstreamFailed`, and `ValueError` as `stream` does; leaving before the end cancels.
+        Entering raises `UpstreamFailed`, and `ValueError` as `stream` does; leaving before the end cancels, and so
+        does leaving with an error: the connection is not used again.
         """
         return Request(partial(self.stream, method, path, headers or {}, body))
 
@@ -121,6 +122,7 @@ class Response:
         while data := await self.read():
             size += len(data)
             if size > limit:
+                self._cancel()
                 raise UpstreamFailed(f"the response body is larger than {limit} bytes", began=True)
             pieces.append(data)
         return b"".join(pieces)
@@ -133,8 +135,15 @@ class Response:
                 raise self._error
             await self._wait()
 
-    def leave(self) -> None:
-        """Nothing more will come; whoever still reads is told."""
+    def leave(self, *, content: bool) -> None:
+        """Nothing more will come; whoever still reads is told.
+
+        The connection is closed unless the response has come to its end and who leaves is `content` with it.
+        """
+        if self._done and content and self._exchange is not None:
+            self._exchange.release()
+        else:
+            self._cancel()
         if not self._done:
             self.failed(UpstreamFailed("the response was left before its end", began=True))
 
@@ -153,12 +162,18 @@ class Response:
 
     def end(self) -> None:
         self._done = True
+        if self._exchange is not None:
+            self._exchange.hold()
         self._wake()
 
     def failed(self, error: UpstreamFailed) -> None:
         self._done = True
         self._error = error
         self._wake()
+
+    def _cancel(self) -> None:
+        if self._exchange is not None:
+            self._exchange.cancel()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -180,19 +195,18 @@ class Request:
 
     async def __aenter__(self) -> Response:
         self._response = Response()
-        self._exchange = self._start(self._response)
+        exchange = self._start(self._response)
         try:
-            await self._response.opened(self._exchange)
+            await self._response.opened(exchange)
         except BaseException:
-            self._exchange.cancel()
+            exchange.cancel()
             raise
         return self._response
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._exchange.cancel()
-        self._response.leave()
+        self._response.leave(content=error is None)
 
 
 def _tls(ca_file: str | None) -> ssl.SSLContext:

@@ -83,6 +83,13 @@ class Connection(asyncio.Protocol):
         self._detach()
         self.abort()
 
+    def release(self) -> None:
+        """The exchange is over, and whoever asked for it does not object to another on this connection."""
+        if self.usable:
+            self.resume()
+            self._since = monotonic()
+            self._owner.released(self)
+
     def pause(self) -> None:
         if not self._reading_paused and self._transport is not None:
             self._reading_paused = True
@@ -212,17 +219,20 @@ class Connection(asyncio.Protocol):
         exchange.sink.head(parser.status, parser.headers)
 
     def _finish(self, exchange: Exchange, fault: ParseError | None) -> None:
-        """The response is complete; keep the connection if both sides are at a boundary."""
+        """The response is complete; keep the connection if both sides are at a boundary, and the sink lets us.
+
+        Until then it is idle, and still the exchange's to abandon.
+        """
         assert self._transport is not None
         all_sent = not self._cut_short and self._transport.get_write_buffer_size() == 0
-        self._detach()
-        if all_sent and fault is None and self._parser.reusable and self.usable:
-            self.resume()
-            self._since = monotonic()
-            self._owner.released(self)
-        else:
+        self._exchange = None
+        self._phase = "idle"
+        self._since = monotonic()
+        if not all_sent or fault is not None or not self._parser.reusable:
             self.abort()
         exchange.sink.end()
+        if not exchange.held:
+            exchange.release()
 
     def _how_it_broke(self, exc: Exception | None) -> str:
         where = "before it answered" if self._silent else "inside the response"

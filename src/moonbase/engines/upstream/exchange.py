@@ -36,6 +36,9 @@ class Sink(Protocol):
 
     The calls are `head`, any number of `data`, `end`; or `failed` instead of the rest at any point.
     Nothing comes after `end`, `failed` or `Exchange.cancel`. No call is made before `stream` returns.
+
+    No other exchange gets the connection before `end` has returned: a sink that cancels up to then, because of what
+    the response says, closes it. One that has not judged by then calls `Exchange.hold`.
     """
 
     def head(self, status: int, headers: Headers) -> None: ...
@@ -55,6 +58,7 @@ class Carrier(Protocol):
     """The connection that an exchange runs on."""
 
     def abandon(self) -> None: ...
+    def release(self) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
 
@@ -62,7 +66,7 @@ class Carrier(Protocol):
 class Exchange:
     """A request under way. The caller may end it at any time, or let it wait."""
 
-    __slots__ = ("_withdraw", "body", "carrier", "head", "paused", "sink")
+    __slots__ = ("_withdraw", "body", "carrier", "head", "held", "paused", "sink")
 
     def __init__(self, head: bytes, body: bytes | None, sink: Sink, withdraw: Callable[["Exchange"], None]) -> None:
         """`withdraw` takes it back while it has no connection yet."""
@@ -70,15 +74,33 @@ class Exchange:
         self.body = body
         self.sink = sink
         self.carrier: Carrier | None = None
+        self.held = False
         self.paused = False
         self._withdraw = withdraw
 
     def cancel(self) -> None:
-        """End it: the connection is aborted at once, so that the server stops its work. Idempotent."""
-        if self.carrier is not None:
-            self.carrier.abandon()
+        """End it: the connection is aborted at once, so that the server stops its work. Idempotent.
+
+        After the response's end it does that only while it is held.
+        """
+        carrier, self.carrier = self.carrier, None
+        if carrier is not None:
+            carrier.abandon()
         else:
             self._withdraw(self)
+
+    def hold(self) -> None:
+        """Called up to `Sink.end`: keep the connection from others after it, until `release` or `cancel`.
+
+        One that is held for longer than an unused one is kept is closed.
+        """
+        self.held = True
+
+    def release(self) -> None:
+        """Called after the response's end: the connection may serve others. Idempotent."""
+        carrier, self.carrier = self.carrier, None
+        if carrier is not None:
+            carrier.release()
 
     def pause(self) -> None:
         """Stop reading from the socket. What has been read is still delivered."""
