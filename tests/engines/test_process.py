@@ -1,5 +1,6 @@
 """Servers of others that are kept running: ended with all they have started, and started again."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.engines.token_server import until
 
-from moonbase.engines.process import Launch, ServerProcess, child, leashed, scrubbed
+from moonbase.engines.process import Launch, ServerProcess, child, exited, leashed, scrubbed
 from moonbase.errors import WorkerDied
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +137,16 @@ async def test_each_life_has_a_command_an_environment_and_a_secret_of_its_own(
     await process.close()
     told = [record.getMessage() for record in caplog.records]
     assert {"changing: life 1: ***", "changing: life 2: ***"} <= set(told)
+
+
+async def test_the_end_of_a_process_is_seen_though_another_holds_its_output_open():
+    environment = {"PATH": os.environ["PATH"]}
+    async with asyncio.timeout(4):
+        async with child(["/bin/sh", "-c", "sleep 5 & echo $!"], name="parent", environment=environment) as process:
+            await exited(process)
+    assert process.returncode == 0
+    assert process.stdout is not None
+    await until(process.stdout.at_eof, seconds=10)  # so that the other has ended, too
 
 
 async def test_a_secret_is_left_out_of_the_log(caplog: pytest.LogCaptureFixture):

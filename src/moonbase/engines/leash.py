@@ -40,30 +40,33 @@ def main() -> None:
     sys.exit(ended.get(process.pid, 1))
 
 
-def _reap(ended: dict[int, int]) -> None:
-    """Note the children that have ended, with their exit codes as a shell has them."""
-    with contextlib.suppress(ChildProcessError):
+def _reap(ended: dict[int, int]) -> bool:
+    """Note the children that have ended, with their exit codes as a shell has them. Whether there are others."""
+    try:
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             code = os.waitstatus_to_exitcode(found[1])
             ended[found[0]] = code if code >= 0 else 128 - code
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _end(ended: dict[int, int], patience: float) -> None:
     """End all that is left: children first, who tell their own; what those leave behind is ours in the next look."""
     deadline = time.monotonic() + patience
     asked: set[int] = set()
-    while children := _children():
+    while _reap(ended):
         late = time.monotonic() > deadline
-        for pid in children:
+        for pid in _children():
             if late or pid not in asked:
                 asked.add(pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
         time.sleep(_LOOK)
-        _reap(ended)
 
 
 def _children() -> list[int]:
+    """Those that the system lists; it may miss one while another ends."""
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 

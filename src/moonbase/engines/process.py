@@ -23,6 +23,8 @@ _STABLE = 60.0  # seconds of work after which an end counts as the first again
 _LOG_LINE = 2000  # bytes of a line that are worth logging
 _PROBE_PAUSE = 0.25
 _KILLING = 5.0  # seconds that killing many processes may take
+_LOOK_AGAIN = 0.25
+_PARTING = 2.0  # seconds for the last words of a process; what it has left behind may hold its output open
 
 
 def scrubbed(environ: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
@@ -79,15 +81,24 @@ async def child(
             await asyncio.shield(ended)
 
 
+async def exited(process: asyncio.subprocess.Process) -> None:
+    """Return when it has ended. `Process.wait` may go on until all have ended that hold its output open."""
+    while process.returncode is None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _LOOK_AGAIN)
+
+
 async def _end(process: asyncio.subprocess.Process, logs: asyncio.Task[None], grace: float) -> None:
     if process.returncode is None and grace:
         assert process.stdin is not None
         process.stdin.close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), grace)
+            await asyncio.wait_for(exited(process), grace)
     if process.returncode is None:
         process.kill()
-    await asyncio.gather(process.wait(), logs, return_exceptions=True)
+    await exited(process)
+    await asyncio.wait({logs}, timeout=_PARTING)
+    logs.cancel()
 
 
 async def _forward_log(process: asyncio.subprocess.Process, name: str, secret: bytes | None) -> None:
@@ -230,7 +241,7 @@ class ServerProcess:
             grace=self._patience + _KILLING,
             secret=launch.secret,
         ) as self._process:
-            ended = asyncio.ensure_future(self._process.wait())
+            ended = asyncio.ensure_future(exited(self._process))
             try:
                 async with asyncio.timeout(self._load_timeout):
                     while not ended.done() and not await self._can_work():

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from moonbase.engines.process import Keeper, child, ending, scrubbed
+from moonbase.engines.process import Keeper, child, ending, exited, scrubbed
 from moonbase.errors import ConfigurationError, WorkerDied
 
 _PR_SET_PDEATHSIG = 1
@@ -158,7 +158,7 @@ class Supervisor:
         """Wait for the end of the worker, of its connection, or for its silence; return the reason in words."""
         started = self._heard = time.monotonic()
         pause = min(self._hang_timeout / 4, 0.5)
-        ended = asyncio.ensure_future(process.wait())
+        ended = asyncio.ensure_future(exited(process))
         try:
             while not (await asyncio.wait([ended], timeout=pause))[0]:
                 now = time.monotonic()
