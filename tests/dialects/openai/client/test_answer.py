@@ -519,6 +519,12 @@ UNAVAILABLE = EngineUnavailable
             id="much white space before the name",
         ),
         pytest.param(
+            chunks(call(0, "a", None, '{"a":"'), *[call(0, arguments="b" * 4_096)] * 16),
+            UNAVAILABLE,
+            "65536 characters of arguments",
+            id="endless arguments before the name",
+        ),
+        pytest.param(
             chunks(delta(tool_calls=[{"index": 0, "function": {"arguments": "x"}}] * 1025)),
             UNAVAILABLE,
             "more than 1024 pieces",

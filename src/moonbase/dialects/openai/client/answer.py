@@ -30,6 +30,7 @@ CallIds = Callable[[int, str, str], str]
 _LONG = 16  # characters that hardly a token has
 _MAX_CALLS = 1_024  # of a choice, and pieces of them in a delta; requests declare no more than 128 tools
 _MAX_NAME = 256  # characters, as of declared tools
+_MAX_NAMELESS = 65_536  # characters of arguments before a call's name
 _MAX_BLANK = 1_024  # characters of white space before a call's arguments
 _MAX_CHOICES = 16  # in a chunk; requests ask for no more than 5
 
@@ -395,13 +396,15 @@ class _Call:
             raise broken(f"called a function whose name has more than {_MAX_NAME} characters")
 
     def hold(self, arguments: str) -> None:
-        """Raises when it is more white space than any server sends."""
+        """Raises when it is more white space than any server sends, or more without a name."""
         if not arguments:
             return
         self.held.append(arguments)
         self.holding += len(arguments)
         if self.blank and self.holding > _MAX_BLANK:
             raise broken(f"sent more than {_MAX_BLANK} characters of white space as arguments of a call")
+        if self.holding > _MAX_NAMELESS:
+            raise broken(f"sent more than {_MAX_NAMELESS} characters of arguments of a call without a name")
 
 
 class _Choice:
