@@ -14,7 +14,6 @@ from moonbase.catalog.catalog import load_catalog
 from moonbase.chat.events import (
     ArgumentsDelta,
     ChatEvent,
-    EngineFinish,
     Finished,
     ReasoningDelta,
     TextDelta,
@@ -46,10 +45,9 @@ class Parts(Struct, frozen=True):
 
 
 class Tape(Struct):
-    """What an engine put out for one request of one choice."""
+    """What an engine put out for one request of one choice, which may be more than the gateway takes of it."""
 
     ids: list[int] = []
-    finish: EngineFinish | None = None
 
 
 class Recording(Struct, frozen=True):
@@ -133,7 +131,6 @@ class _Copied:
         deltas = await self._generation.read()
         for delta in deltas:
             self._tape.ids += delta.token_ids
-            self._tape.finish = delta.finish
         return deltas
 
 
@@ -151,9 +148,9 @@ async def record(parts: Parts, settings: EngineSettings, bodies: list[Json], str
             async with places:
                 heard, tokens = await _ask(deployment, str(number), body)
             tape = recorder.tapes[str(number)]
-            output = _written(tape.ids, parts.tokenizer, parts.format)
+            output = _written(tape.ids[:tokens], parts.tokenizer, parts.format)
             user = body["messages"][-1]["content"]
-            return Recording(body, user, output, tape.finish == "length", tokens, heard)
+            return Recording(body, user, output, heard.finish_reason == "length", tokens, heard)
 
         return await asyncio.gather(*[one(number, body) for number, body in enumerate(bodies)])
     finally:
