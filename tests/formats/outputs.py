@@ -58,18 +58,26 @@ def segments(raw: str, markers: tuple[str, ...]) -> list[Segment]:
     return [Control(part) if part in markers else part for part in parts if part]
 
 
-def parse(parser: Parser, pieces: list[list[Segment]]) -> Answer:
+def parse(parser: Parser, pieces: list[list[Segment]], *, complete: bool = False) -> Answer:
+    """What a parser makes of an output that was cut, or is `complete`."""
     events = [event for piece in pieces for event in parser.feed(piece)]
-    events += parser.flush()
+    events += parser.flush(complete=complete)
     answer = fold(events)
     assert parser.calls == len(answer.calls)
     return answer
 
 
-def parse_tokens(parser: Parser, pieces: list[list[int]], ids: dict[int, str], text_markers: tuple[str, ...]) -> Answer:
+def parse_tokens(
+    parser: Parser,
+    pieces: list[list[int]],
+    ids: dict[int, str],
+    text_markers: tuple[str, ...],
+    *,
+    complete: bool = False,
+) -> Answer:
     decoder = OutputDecoder(bytes, ids, text_markers)
     decoded = [decoder.feed(piece) for piece in pieces]
-    return parse(parser, [*decoded, decoder.flush()])
+    return parse(parser, [*decoded, decoder.flush()], complete=complete)
 
 
 def characters(raw: list[Segment]) -> list[Segment]:

@@ -1,5 +1,6 @@
 """A format, a tokenizer and an engine together: windows, constraints, and events out of deltas."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,15 @@ async def test_a_stop_string_ends_one_choice_and_cancels_it_in_the_engine() -> N
         assert isinstance(end, Finished)
         assert (end.choice, end.reason) == (0, "stop")
         assert engine.cancelled == [0]
-        engine.generation.put([Delta(0, tokens("late")), Delta(1, tokens("!"), "length")])
-        assert [event.choice for event in await stream.read()] == [1, 1]
+        reading = asyncio.create_task(stream.read())
+        await asyncio.sleep(0)
+        put_before = stream.last_put
+        engine.generation.put([Delta(0, tokens("late"))])
+        await asyncio.sleep(0.01)
+        assert not reading.done(), "what a stopped choice still says is no end of the other"
+        assert stream.last_put == put_before, "nor does it show that the other is alive"
+        engine.generation.put([Delta(0, tokens("later")), Delta(1, tokens("!"), "length")])
+        assert [event.choice for event in await reading] == [1, 1]
         assert await stream.read() == []
     assert engine.cancelled == [0], "nothing was left to cancel"
 

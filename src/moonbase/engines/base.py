@@ -113,13 +113,15 @@ class Generation:
 
     def put(self, deltas: list[Delta]) -> None:
         """Engine side: hand over what one wake-up brought. Deltas of stopped choices are dropped."""
+        before = len(self._deltas)
         for delta in deltas:
             if delta.choice in self._open_choices:
                 self._deltas.append(delta)
                 if delta.finish is not None:
                     self._open_choices.discard(delta.choice)
-        self.last_put = time.monotonic()
-        self._wake()
+        if len(self._deltas) > before:
+            self.last_put = time.monotonic()
+            self._wake()
 
     def fail(self, error: ApiError) -> None:
         """Engine side: no more deltas; the reader gets what was put before, then `error`."""
@@ -145,7 +147,7 @@ class Generation:
 
         Raises the `ApiError` the engine failed with.
         """
-        if not self._deltas and self._error is None and self._open_choices:
+        while not self._deltas and self._error is None and self._open_choices:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter

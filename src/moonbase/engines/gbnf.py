@@ -15,8 +15,8 @@ from moonbase.engines.base import Tokenizer
 from moonbase.engines.grammar import Dialect, Rules
 from moonbase.engines.json_rules import Budget
 from moonbase.engines.notation import Ranges, any_of
-from moonbase.engines.recent import Recent
 from moonbase.engines.structural_tag import TokenDialect
+from moonbase.formats.recent import Recent
 
 _LAST_CODE = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)

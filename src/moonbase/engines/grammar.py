@@ -25,11 +25,11 @@ from moonbase.chat.constraint import (
 )
 from moonbase.engines.json_rules import Budget, JsonRules
 from moonbase.engines.notation import grammar_text, literal, rules_text
-from moonbase.engines.recent import Recent
+from moonbase.formats.recent import Recent
 
 _NOTHING = '""'
 _CAPACITY = 32 * 1024 * 1024
-_IN_THREAD = 16 * 1024  # characters of schemas; more would hold the event loop for more than a few milliseconds
+_IN_THREAD = 4 * 1024  # characters of schemas; more would hold the event loop for more than a few milliseconds
 
 
 class Grammar(Struct, frozen=True):
@@ -100,8 +100,8 @@ class Grammars:
     """Constraints as grammars of one dialect. `write` may be called from any thread, `prepare` in one event loop.
 
     What it wrote lately it keeps, since programs repeat their tools, and apart from the rest the rules of all JSON
-    values, since the numbers that calls bear change from turn to turn. All clients share the memory. Only the whole
-    constraint or the whole list of schemas finds an entry, so time tells nobody more than a sure guess.
+    values, since the numbers that calls bear change from turn to turn. All clients share the memory. Only an identical
+    constraint or list of schemas finds an entry, so response times tell nothing to a client that does not have it.
     """
 
     def __init__(self, dialect: Dialect, capacity: int = _CAPACITY) -> None:
@@ -119,7 +119,9 @@ class Grammars:
         found = self._grammars.get(constraint)
         if found is not None:
             return found
-        if sum([len(each.schema) for each in _Parts(constraint).schemas]) <= _IN_THREAD:
+        parts = _Parts(constraint)
+        known = self._values.get(self._key(parts)) is not None
+        if known or sum([len(each.schema) for each in parts.schemas]) <= _IN_THREAD:
             return self.write(constraint)
         task = self._in_threads.get(constraint)
         if task is None:
@@ -138,12 +140,14 @@ class Grammars:
         found = self._grammars.get(constraint)
         if found is None:
             parts = _Parts(constraint)
-            markers = tuple(parts.markers)
-            values = self._json(self._dialect.unspelled(markers), tuple(parts.schemas))
+            values = self._json(*self._key(parts))
             text = _Writer(self._dialect, values).write(constraint)
-            found = Grammar(self._dialect.request(text), self._dialect.banned(markers))
+            found = Grammar(self._dialect.request(text), self._dialect.banned(tuple(parts.markers)))
             self._grammars.keep(constraint, found, len(found.text) + sum([len(each.schema) for each in values.starts]))
         return found
+
+    def _key(self, parts: "_Parts") -> tuple[tuple[str, ...], tuple[JsonSchema, ...]]:
+        return self._dialect.unspelled(tuple(parts.markers)), tuple(parts.schemas)
 
     def _json(self, unspelled: tuple[str, ...], schemas: tuple[JsonSchema, ...]) -> "_Values":
         key = unspelled, schemas

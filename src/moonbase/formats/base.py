@@ -30,8 +30,8 @@ class Parser(Protocol):
         """The events in the next piece: texts, and the format's markers as `Control`."""
         ...
 
-    def flush(self) -> list[OutputEvent]:
-        """What was held back, at the end of the output."""
+    def flush(self, *, complete: bool) -> list[OutputEvent]:
+        """What was held back, at the end of the output; `complete` when the model itself ended it."""
         ...
 
 

@@ -2,12 +2,12 @@
 
 import asyncio
 from array import array
-from collections import OrderedDict
 
 from moonbase.chat.prompt import Control, Prompt, Segment
 from moonbase.chat.request import Conversation
 from moonbase.engines.base import TokenIds, Tokenizer
 from moonbase.formats.base import Format
+from moonbase.formats.recent import Recent
 
 _MANY = 2_000  # messages and calls; rendering as many takes some milliseconds
 _LARGE_TOOLS = 128 * 1024  # characters of declarations; new ones take some milliseconds
@@ -47,10 +47,8 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Tokenizer, max_bytes: int = _CACHE_BYTES) -> None:
         self._tokenizer = tokenizer
-        self._cache: OrderedDict[tuple[str, str], TokenIds] = OrderedDict()
+        self._cache: Recent[tuple[str, str], TokenIds] = Recent(max_bytes)
         self._controls: dict[str, TokenIds] = {}
-        self._bytes = 0
-        self._max_bytes = max_bytes
 
     async def encode(self, prompt: Prompt, scope: str) -> TokenIds:
         """The prompt's token ids. What is not known and together long is encoded in one thread."""
@@ -63,7 +61,7 @@ class PromptEncoder:
             encoded = self._encode_all(unknown)
         for place, text, found in zip(places, unknown, encoded, strict=True):
             parts[place] = found
-            self._keep((scope, text), found)
+            self._cache.keep((scope, text), found, _size(text, found))
         ids = array("I")
         for part in parts:
             assert part is not None
@@ -73,11 +71,7 @@ class PromptEncoder:
     def _find(self, segment: Segment, scope: str) -> "TokenIds | None":
         if isinstance(segment, Control):
             return self._control(segment.name)
-        key = (scope, segment)
-        known = self._cache.get(key)
-        if known is not None:
-            self._cache.move_to_end(key)
-        return known
+        return self._cache.get((scope, segment))
 
     def _control(self, name: str) -> TokenIds:
         ids = self._controls.get(name)
@@ -87,16 +81,6 @@ class PromptEncoder:
 
     def _encode_all(self, texts: list[str]) -> list[TokenIds]:
         return [self._tokenizer.encode_plain(text) for text in texts]
-
-    def _keep(self, key: tuple[str, str], ids: TokenIds) -> None:
-        size = _size(key[1], ids)
-        if size > self._max_bytes or key in self._cache:
-            return
-        self._cache[key] = ids
-        self._bytes += size
-        while self._bytes > self._max_bytes:
-            (_, text), dropped = self._cache.popitem(last=False)
-            self._bytes -= _size(text, dropped)
 
 
 def _size(text: str, ids: TokenIds) -> int:

@@ -277,7 +277,7 @@ class _Choice:
         found = self._parsed(self._decoder.feed(ids))
         if finish is not None:
             found += self._parsed(self._decoder.flush())
-            found += self._parser.flush()
+            found += self._parser.flush(complete=finish == "stop")
         if self._stops is None:
             self.called = self._parser.calls > 0
             events += found

@@ -27,8 +27,6 @@ from moonbase.service.demand import Demand, OutputChecks
 from moonbase.store.records import Caller, Outcome
 from moonbase.telemetry import Metrics, ModelMetrics
 
-_LARGE_SCHEMAS = 64 * 1024  # characters; new ones take half a millisecond per thousand
-
 
 class Arrival(Struct, frozen=True):
     """When and as what a request came: `at` in unix milliseconds, `monotonic` in seconds of that clock."""
@@ -96,18 +94,18 @@ class Answer:
             self._tokens = tokens
         self._last = now
         if self._checks is not None:
-            events = self._checked(self._checks, events, first=first)
+            events = await self._checked(self._checks, events, first=first)
         if self._broken is None and isinstance(events[-1], Finished) and not self._stream.open:
             self.outcome = events[-1].reason
         return events
 
-    def _checked(self, checks: OutputChecks, events: list[ChatEvent], *, first: bool) -> list[ChatEvent]:
+    async def _checked(self, checks: OutputChecks, events: list[ChatEvent], *, first: bool) -> list[ChatEvent]:
         """The events, without the end of a choice that is not what was demanded; the next `read` raises then.
 
         Such output is counted, and it is the client's to see where nothing held the model to the demand. What breaks
         it before anything was delivered (`first`) is raised at once, so that it is a status.
         """
-        violations = checks.follow(events)
+        violations = await checks.follow(events)
         self._metrics.invalid_outputs += len(violations)
         if not violations or not self._enforces:
             return events
@@ -180,11 +178,10 @@ class ChatService:
                     reservation.settle(used, outcome=answer.outcome, first_token_at=answer.first_token_at)
 
     async def _demand(self, request: ChatRequest, model: Model) -> Demand:
-        """Schemas that are large are read in a thread."""
-        size = sum([len(tool.parameters) for tool in request.tools]) + len(request.response_format.schema or "")
-        if size < _LARGE_SCHEMAS:
-            return Demand(request, model, self._settings.mode, self._schemas)
-        return await asyncio.to_thread(Demand, request, model, self._settings.mode, self._schemas)
+        """Schemas that take long are read in a thread."""
+        if self._schemas.takes_long(request):
+            return await asyncio.to_thread(Demand, request, model, self._settings.mode, self._schemas)
+        return Demand(request, model, self._settings.mode, self._schemas)
 
     async def count(self, caller: Caller, model_id: str, messages: tuple[Message, ...]) -> int:
         """Tokens that `messages` would be as a prompt, by the tokenizer that serves the model."""

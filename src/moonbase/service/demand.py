@@ -1,5 +1,6 @@
 """What a request demands of its answer: told to the format before, checked after."""
 
+import asyncio
 from collections.abc import Mapping
 
 from moonbase.catalog.model import Model
@@ -11,6 +12,8 @@ from moonbase.config import Mode
 from moonbase.errors import InvalidRequest
 from moonbase.formats.schemas.book import SchemaBook
 from moonbase.formats.schemas.schema import Schema
+
+_LONG = 16 * 1024  # characters of output; to check more would hold the event loop for more than a few milliseconds
 
 
 class Demand:
@@ -84,9 +87,19 @@ class OutputChecks:
         self._answer = answer
         self._texts: dict[int, list[str]] = {}
         self._calls: dict[int, list[tuple[str, list[str]]]] = {}
+        self._size = 0
 
-    def follow(self, events: list[ChatEvent]) -> dict[int, str]:
-        """What breaks the demands, of the choices that end in `events` by their own will: ends of sentences."""
+    async def follow(self, events: list[ChatEvent]) -> dict[int, str]:
+        """The violations by choice, of those that finish in `events` for another reason than `length`.
+
+        Each completes the sentence "The model's output is not valid: …". Long output is checked in a thread.
+        """
+        self._size += sum([len(event.text) for event in events if isinstance(event, TextDelta | ArgumentsDelta)])
+        if self._size > _LONG and any(isinstance(event, Finished) for event in events):
+            return await asyncio.to_thread(self._follow, events)
+        return self._follow(events)
+
+    def _follow(self, events: list[ChatEvent]) -> dict[int, str]:
         violations: dict[int, str] = {}
         for event in events:
             match event:

@@ -253,7 +253,7 @@ def test_arguments_are_given_as_they_come() -> None:
     assert parser.feed(["{"]) == [ToolCallStarted(CHOICE, 0, "f:0", "f"), ArgumentsDelta(CHOICE, 0, "{")]
     assert parser.feed(['"a": 1']) == [ArgumentsDelta(CHOICE, 0, '"a": 1')]
     assert parser.feed(["}}\n"]) == [ArgumentsDelta(CHOICE, 0, "}")]
-    assert parser.feed([Control("</tool_call>")]) + parser.flush() == []
+    assert parser.feed([Control("</tool_call>")]) + parser.flush(complete=True) == []
 
 
 def test_white_space_is_held_until_more_text_comes() -> None:
@@ -288,5 +288,5 @@ def test_a_quoted_marker_ends_no_call_where_tokens_may_be_spelled():
         *(Control("<tool_call>"), '\n{"name": "f", "arguments": {"a": "'),
         *(Control("</tool_call>"), '"}}\n', Control("</tool_call>")),
     ]
-    events = [*parser.feed(raw), *parser.flush()]
+    events = [*parser.feed(raw), *parser.flush(complete=True)]
     assert "".join([event.text for event in events if isinstance(event, ArgumentsDelta)]) == '{"a": "</tool_call>"}'

@@ -414,7 +414,7 @@ def test_what_is_allowed_is_parsed_as_valid_calls_with_the_next_numbers(
     output = _sample(built, chance)
     assert allows(built, *output)
     parser = format.parser(wanted, 2)
-    events = parser.feed(output) + parser.flush()
+    events = parser.feed(output) + parser.flush(complete=True)
 
     started = [event for event in events if isinstance(event, ToolCallStarted)]
     assert len(started) == parser.calls == output.count(CALL)

@@ -36,7 +36,10 @@ BEGIN, END, CALL, ARGUMENTS, CALL_END = CALLS
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """`text_differs` where characters that spell a marker are text by token ids and a marker by text."""
+    """`complete` where the model ends the output without a marker.
+
+    `text_differs` where characters that spell a marker are text by token ids and a marker by text.
+    """
 
     raw: str | list[Segment]
     answer: Answer
@@ -44,6 +47,7 @@ class Case(Struct, frozen=True, kw_only=True):
     calls: bool = True
     first_call: int = 0
     dropped: int = 0
+    complete: bool = False
     text_differs: bool = False
 
 
@@ -149,6 +153,9 @@ CASES = {
     "cut in the id": Case(raw=f"{BEGIN}{CALL}functions.get_w", answer=answer(), dropped=1),
     "cut before the id": Case(raw=f"{BEGIN}{CALL}", answer=answer(), dropped=1),
     "cut before the arguments": Case(raw=f"{CALL}functions.f:0{ARGUMENTS}", answer=answer(f_0="")),
+    "ended before the arguments": Case(raw=f"{CALL}functions.f:0{ARGUMENTS} ", answer=answer(f_0="{}"), complete=True),
+    "ended in the id": Case(raw=f"{BEGIN}{CALL}functions.f", answer=answer(), dropped=1, complete=True),
+    "ended in the arguments": Case(raw=f"{CALL}functions.f:0{ARGUMENTS}[1", answer=answer(f_0="[1"), complete=True),
     "cut in the arguments": Case(
         raw=f'{CALL}functions.f:0{ARGUMENTS}{{"city": "Bei', answer=answer(f_0='{"city": "Bei')
     ),
@@ -253,33 +260,39 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_an_output_is_read_as_the_table_says(name: str) -> None:
     case = CASES[name]
     parser = parser_for(case)
-    assert parse(parser, [raw_of(case)]) == case.answer
+    assert parse(parser, [raw_of(case)], complete=case.complete) == case.answer
     assert parser.dropped == case.dropped
 
 
 def test_any_cutting_of_segments_gives_the_same(case: Case) -> None:
     for cutting in every_cutting(characters(raw_of(case))):
-        assert parse(parser_for(case), cutting) == case.answer
+        assert parse(parser_for(case), cutting, complete=case.complete) == case.answer
 
 
 def test_any_cutting_of_token_ids_gives_the_same(case: Case) -> None:
     for cutting in every_cutting(tokens(raw_of(case), IDS)):
-        assert parse_tokens(parser_for(case), cutting, IDS, MISSPELT) == case.answer
+        assert parse_tokens(parser_for(case), cutting, IDS, MISSPELT, complete=case.complete) == case.answer
 
 
 def test_any_cutting_of_text_gives_the_same(case: Case) -> None:
     if case.text_differs:
         return
     for cutting in every_cutting(tokens(raw_of(case), {})):
-        assert parse_tokens(parser_for(case), cutting, {}, ALL) == case.answer
+        assert parse_tokens(parser_for(case), cutting, {}, ALL, complete=case.complete) == case.answer
 
 
 @given(st.sampled_from(list(CASES)), cuts)
 def test_random_cuts_give_the_same(name: str, at: list[int]) -> None:
     case = CASES[name]
-    assert parse_tokens(parser_for(case), pieces(tokens(raw_of(case), IDS), at), IDS, MISSPELT) == case.answer
+    assert (
+        parse_tokens(parser_for(case), pieces(tokens(raw_of(case), IDS), at), IDS, MISSPELT, complete=case.complete)
+        == case.answer
+    )
     if not case.text_differs:
-        assert parse_tokens(parser_for(case), pieces(tokens(raw_of(case), {}), at), {}, ALL) == case.answer
+        assert (
+            parse_tokens(parser_for(case), pieces(tokens(raw_of(case), {}), at), {}, ALL, complete=case.complete)
+            == case.answer
+        )
 
 
 anything: Any = st.lists(
@@ -323,7 +336,7 @@ def test_arguments_are_given_as_they_come() -> None:
     assert parser.feed([Control(ARGUMENTS)]) == [ToolCallStarted(CHOICE, 0, "f:0", "f")]
     assert parser.feed(['{"a']) == [ArgumentsDelta(CHOICE, 0, '{"a')]
     assert parser.feed(['": 1}', Control(CALL_END)]) == [ArgumentsDelta(CHOICE, 0, '": 1}')]
-    assert parser.feed([Control(END)]) + parser.flush() == []
+    assert parser.feed([Control(END)]) + parser.flush(complete=True) == []
 
 
 def test_a_parser_says_whether_reasoning_comes_next() -> None:

@@ -59,10 +59,10 @@ class HermesParser:
                 self._text(segment.name, events)
         return events
 
-    def flush(self) -> list[OutputEvent]:
+    def flush(self, *, complete: bool) -> list[OutputEvent]:
         events: list[OutputEvent] = []
         if self._at is _At.CALL:
-            self._end_call(events, complete=False)
+            self._end_call(events, complete=False)  # whoever ended the output: an object that is open is no JSON
         elif self._held:
             self._say("".join(self._held), events)
             self._held = []

@@ -5,12 +5,12 @@ prints a float, a bound or a default is part of the text.
 """
 
 import json
-from collections import OrderedDict
 from operator import itemgetter
 from typing import Any, Literal
 
 from moonbase.chat.request import Tool
 from moonbase.errors import InvalidRequest
+from moonbase.formats.recent import Recent
 
 _INDENT = "  "
 _CACHE_CHARACTERS = 16 * 1024 * 1024
@@ -35,14 +35,13 @@ _KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "number": (int, flo
 class Declarations:
     """Declares tools in one style and remembers what it wrote lately, bounded in characters.
 
-    All clients share the memory. Only the whole list finds an entry, so time tells nobody more than a sure guess.
+    All clients share the memory, from any thread. Only an identical list finds an entry, so response times tell
+    nothing to a client that does not have the list already.
     """
 
     def __init__(self, style: Literal["json", "typescript"], max_characters: int = _CACHE_CHARACTERS) -> None:
         self._style = style
-        self._known: OrderedDict[tuple[str, ...], str] = OrderedDict()
-        self._characters = 0
-        self._max_characters = max_characters
+        self._known: Recent[tuple[str, ...], str] = Recent(max_characters)
 
     def text(self, tools: tuple[Tool, ...]) -> str:
         """The declaration of all `tools`, of which there is at least one.
@@ -51,12 +50,10 @@ class Declarations:
         """
         key = tuple([tool.declaration for tool in tools])
         known = self._known.get(key)
-        if known is not None:
-            self._known.move_to_end(key)
-            return known
-        text = self._declare(key)
-        self._keep(key, text)
-        return text
+        if known is None:
+            known = self._declare(key)
+            self._known.keep(key, known, sum(map(len, key)) + len(known))
+        return known
 
     def _declare(self, declarations: tuple[str, ...]) -> str:
         try:
@@ -68,19 +65,6 @@ class Declarations:
         if self._style == "typescript":
             return typescript(tools) or text
         return text
-
-    def _keep(self, key: tuple[str, ...], text: str) -> None:
-        size = _size(key, text)
-        if size > self._max_characters:
-            return
-        self._known[key] = text
-        self._characters += size
-        while self._characters > self._max_characters:
-            self._characters -= _size(*self._known.popitem(last=False))
-
-
-def _size(key: tuple[str, ...], text: str) -> int:
-    return sum(map(len, key)) + len(text)
 
 
 def _sorted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -63,9 +63,9 @@ class KimiK2Parser:
                 self._marker(segment.name, events)
         return events
 
-    def flush(self) -> list[OutputEvent]:
+    def flush(self, *, complete: bool) -> list[OutputEvent]:
         events: list[OutputEvent] = []
-        self._end(events, complete=False)
+        self._end(events, complete=complete)
         return events
 
     def _text(self, text: str, events: list[OutputEvent]) -> None:
@@ -153,4 +153,4 @@ def _name(written: str) -> str:
     while name.startswith(_PREFIX):
         name = name.removeprefix(_PREFIX)
     stem, colon, number = name.rpartition(":")
-    return stem if colon and number.isdigit() else name
+    return stem if colon and number.isascii() and number.isdigit() else name

@@ -1,25 +1,34 @@
 """The schemas of recent requests, so that a tool that comes with every request is read once."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 
-from moonbase.chat.request import ResponseFormat
+from moonbase.chat.request import ChatRequest, ResponseFormat
 from moonbase.errors import InvalidRequest
+from moonbase.formats.recent import Recent
 from moonbase.formats.schemas.schema import ANY_OBJECT, Refused, Schema, decode, read
 
 _RESPONSE = "response_format.json_schema.schema"
 _PARAMETERS = "tools.function.parameters"
+_QUICK = 8 * 1024  # characters of schemas, of which a thousand take half a millisecond
+_PATTERN = 800  # characters that take as long as a pattern
 
 
 class SchemaBook:
-    """Schemas by their JSON text; the least recently used go when all together exceed `capacity` bytes of memory."""
+    """Schemas by their JSON text; the least recently used go when all together exceed `capacity` bytes of memory.
+
+    May be used from any thread.
+    """
 
     def __init__(self, capacity: int = 64 << 20) -> None:
-        self._capacity = capacity
-        self._used = 0
-        self._schemas: OrderedDict[tuple[str, str], Schema] = OrderedDict()
-        self._lock = threading.Lock()  # many new schemas are read in a thread
+        self._schemas: Recent[tuple[str, str], Schema] = Recent(capacity)
+
+    def takes_long(self, request: ChatRequest) -> bool:
+        """Whether reading the schemas that are new would hold the event loop for more than a few milliseconds."""
+        keys = [(_PARAMETERS, tool.parameters) for tool in request.tools]
+        keys.append((_RESPONSE, request.response_format.schema or ""))
+        if sum([_effort(text) for _, text in keys]) < _QUICK:
+            return False
+        return sum([_effort(key[1]) for key in keys if self._schemas.get(key) is None]) >= _QUICK
 
     def parameters(self, text: str, tool_name: str) -> Schema:
         """The schema of a tool's arguments. Raises `InvalidRequest` in the service's words (moonshot-api.md 9.3)."""
@@ -50,21 +59,17 @@ class SchemaBook:
 
     def _schema(self, text: str, field: str, check: Callable[[str], None] = lambda text: None) -> Schema:
         key = field, text
-        with self._lock:
-            known = self._schemas.get(key)
-            if known is not None:
-                self._schemas.move_to_end(key)
-                return known
-        check(text)
-        schema = read(text, field)
-        with self._lock:
-            if key not in self._schemas:
-                self._schemas[key] = schema
-                self._used += _size(text, schema)
-            while self._used > self._capacity:
-                (_, oldest_text), oldest = self._schemas.popitem(last=False)
-                self._used -= _size(oldest_text, oldest)
+        schema = self._schemas.get(key)
+        if schema is None:
+            check(text)
+            schema = read(text, field)
+            self._schemas.keep(key, schema, schema.size + 4 * len(text))
         return schema
+
+
+def _effort(text: str) -> int:
+    """Of reading a new schema, in characters."""
+    return len(text) + _PATTERN * text.count('"pattern"')
 
 
 def _bad_parameters(refused: Refused, tool_name: str) -> InvalidRequest:
@@ -80,7 +85,3 @@ def _check_root(text: str) -> None:
     tree = decode(text)
     if isinstance(tree, dict) and tree.get("type") not in ("object", ["object"]):
         raise InvalidRequest(f'{_PARAMETERS}.type is required and must be "object"')
-
-
-def _size(text: str, schema: Schema) -> int:
-    return schema.size + 4 * len(text)

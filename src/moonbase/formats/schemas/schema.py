@@ -61,8 +61,8 @@ class Schema:
             return "it is not valid JSON"
         if self._tree.get("type") == "object" and not isinstance(value, dict):
             return "it is not a JSON object"
-        if not Steps(self._tree).affordable(value):
-            return f"it is too deeply nested to be checked against `{self._field}`"
+        if not self._steps.affordable(value, 1 + text.count(",") + text.count("[") + text.count("{")):
+            return f"it needs too many checks against `{self._field}`"
         if self._validator.is_valid(value):  # describing what is wrong takes a thousand times as long
             return None
         try:
@@ -82,6 +82,10 @@ class Schema:
             return None
         field = f"tools.function[{tool_name}].parameters"
         return f"{field} is not a valid moonshot flavored json schema, details: <{self.warnings[0]}>"
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return Steps(self._tree)
 
     @cached_property
     def _validator(self) -> jsonschema_rs.Draft202012Validator:
@@ -109,7 +113,7 @@ def _part(tree: dict[str, Any]) -> Enforced:
         graph(part.tree)
     except Unenforceable as error:
         raise Refused(mfjs.Finding(error.path, error.reason), hard=error.hard) from error
-    if not Steps(part.tree).affordable(None):
+    if not Steps(part.tree).affordable(None, 1):
         raise Refused(mfjs.Finding(mfjs.ROOT, mfjs.TOO_LARGE), hard=False)
     return part
 
