@@ -304,12 +304,24 @@ async def test_a_server_that_is_not_there_yet_is_found_when_it_comes():
         assert engine.description.window == 8192
 
 
+async def test_a_server_that_cannot_say_yet_what_it_serves_is_found_when_it_can():
+    loading = {"/health": HEALTHY, "/v1/models": (503, "application/json", b"{}")}
+    async with serving("stream.txt", loading) as (server, engine):
+        assert not engine.ready
+        server.pages["/v1/models"] = PAGES["/v1/models"]
+        await until(lambda: engine.ready)
+
+
 async def test_a_server_that_does_not_answer_any_more_is_not_asked():
     async with serving("stream.txt") as (server, engine):
         server.pages["/health"] = (503, "text/plain", b"")
         server.answer = (503, "text/plain", b"")
         await collect(engine.generate(request()))
         await until(lambda: not engine.ready)
+        asked = len(server.bodies)
+        with pytest.raises(EngineUnavailable):
+            engine.generate(request())
+        assert len(server.bodies) == asked
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from moonbase.errors import (
     WorkerDied,
 )
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 5.0  # between two looks at a server that is ready, and the longest that it may take for an answer
 _RETRY_SECONDS = 0.5  # between two looks at one that is not
@@ -170,7 +170,7 @@ class ServerWatch:
         `kept` is whether it was sent over a connection that was there before. When such a one breaks, it is sent anew
         where nobody may listen any more; a request that met nothing else than that is no suspect.
         """
-        _log.warning("%s: %s", self.url, error.reason)
+        log.warning("%s: %s", self.url, error.reason)
         if kept or not isinstance(error.__cause__, ConnectionRefusedError):
             self.suspects.fell(request)
         self.sure = False
@@ -225,6 +225,9 @@ class ServerWatch:
                     self._missed(error.reason)
             except ConfigurationError as error:
                 self._missed(str(error))
+            except Exception:  # a bug; the task must live on, or what was seen last would count for ever
+                log.exception("%s cannot be looked at", self.url)
+                self._missed("looking at it fails")
 
     async def _probe(self) -> bool:
         """Find out whether the server is ready.
@@ -239,6 +242,8 @@ class ServerWatch:
             status, body = await self._get(self._facts_path)
             if status in (401, 403):
                 raise ConfigurationError(f"{self.url}: the server demands another api_key")
+            if status >= 500 or status in (408, 429):
+                raise UpstreamFailed(f"{self._facts_path} answers {status}", began=True)
             self._learn(body)
         if status == 200:
             self._found()
@@ -250,13 +255,13 @@ class ServerWatch:
     def _tell(self, trouble: str) -> None:
         """Log why the server cannot be used, once. That one which is started here does not answer yet is no trouble."""
         if trouble != self._trouble and (self._process is None or self.ready):
-            _log.warning("%s cannot be used: %s", self.url, trouble)
+            log.warning("%s cannot be used: %s", self.url, trouble)
             self._trouble = trouble
 
     def _found(self) -> None:
         """It answers, or is too busy to answer a look while tokens flow."""
         if self._trouble:
-            _log.info("%s can be used", self.url)
+            log.info("%s can be used", self.url)
         self._trouble = ""
         lives = 0 if self._process is None else self._process.restarts
         self.suspects.settle(died=lives != self._lives)
@@ -276,7 +281,7 @@ class ServerWatch:
             return
         silent = time.monotonic() - max(self._heard, self._answered) > self._hang_timeout
         if silent and self._process.end_life():
-            _log.error("the %s server has answered nothing for %g s; it is ended", self._name, self._hang_timeout)
+            log.error("the %s server has answered nothing for %g s; it is ended", self._name, self._hang_timeout)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         """Raises `UpstreamFailed`, whose cause is a `TimeoutError` when there is no answer in time."""

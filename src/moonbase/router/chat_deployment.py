@@ -24,7 +24,7 @@ from moonbase.router.chat_stream import ChatStream
 from moonbase.router.deployment import Deployment
 from moonbase.router.encoding import ConversationEncoder
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _FIRST_LOOK = 2.0  # seconds that a start waits for an upstream that may be there
 _LOOK_TIMEOUT = 5.0
@@ -223,7 +223,7 @@ class ChatDeployment:
         self._streams.discard(stream)
         if stream.unbelieved:
             names = " and ".join(stream.unbelieved)
-            _log.warning("%s: the upstream counted more %s than there can be; an estimate counts", self.name, names)
+            log.warning("%s: the upstream counted more %s than there can be; an estimate counts", self.name, names)
 
     def _told(self, error: ApiError) -> ApiError:
         """What a client is told: nothing of our account there, nor where it is. The log knows why."""
@@ -232,7 +232,7 @@ class ChatDeployment:
             shown = self._target.hide(str(error))[:_MAX_SENTENCE]  # cut last: half a key would not be found
             return error if shown == str(error) else InvalidRequest(shown, prefix=False)
         if isinstance(cause, UpstreamFailed):
-            _log.warning("%s: the upstream %s", self.name, cause.reason)
+            log.warning("%s: the upstream %s", self.name, cause.reason)
         if isinstance(error, EngineUnavailable):
             self._look.set()
         return error
@@ -243,9 +243,9 @@ class ChatDeployment:
             self._look.clear()
             problem = await self._problem_now()
             if problem and problem != self._problem:
-                _log.warning("%s: the upstream %s", self.name, problem)
+                log.warning("%s: the upstream %s", self.name, problem)
             elif self._problem and not problem:
-                _log.info("%s: the upstream answers", self.name)
+                log.info("%s: the upstream answers", self.name)
             self._problem = problem
             self.ready = not problem
             self._looked.set()
@@ -268,6 +268,9 @@ class ChatDeployment:
             return error.reason
         except TimeoutError:
             return "" if self._hears() else "does not answer"
+        except Exception:  # a bug; the task must live on, or what was seen last would count for ever
+            log.exception("%s: the upstream cannot be looked at", self.name)
+            return "cannot be looked at"
 
     def _hears(self) -> bool:
         """Whether output has come lately: who is busy with it may be slow to answer anything else."""

@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Struct
 
 from moonbase.errors import ConfigurationError
+from moonbase.formats.schemas import mfjs
+from moonbase.formats.schemas.enforced import enforced
 from moonbase.formats.schemas.nodes import graph
 from moonbase.formats.schemas.shapes import Unenforceable
 from moonbase.verify.answers import Answer, Json
@@ -138,8 +140,10 @@ def _case(label: str, line: str) -> SchemaCase | None:
             return None
         inner = {key: value for key, value in schema.items() if key != "$id"}
         schema = {"type": "object", "properties": {"value": inner}, "required": ["value"]}
+    if mfjs.inspect(schema).hard is not None:
+        return None
     try:
-        return SchemaCase(label, schema, SchemaCheck.of(schema), bounded(graph(schema)))
+        return SchemaCase(label, schema, SchemaCheck.of(schema), bounded(graph(enforced(schema).tree)))
     except (ValueError, Unenforceable):
         return None
 

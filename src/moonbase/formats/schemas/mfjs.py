@@ -226,6 +226,8 @@ class _Inspection:
             raise _Hard(at, f"$defs not found for reference: {reference}")
         for keyword in sorted(schema.keys() - _ANNOTATIONS - {"$ref"} - (frozenset() if path else _ROOT_ONLY)):
             self._note(path, f"keyword '{keyword}' is not allowed at the same level as $ref")
+        # Soft, although walle refuses it at every level: schemas of MCP tools describe both, and only annotations clash
+        # (moonshot-api.md 10.3).
         if twice := sorted(schema.keys() & target.keys() & _ANNOTATIONS):
             self._note(path, f"conflicting keywords found after $ref expansion: {', '.join(twice)}")
 

@@ -185,6 +185,16 @@ LOOK_UP = ToolCallStarted(0, 0, "a", "look_up")
     ("frames", "expected"),
     [
         pytest.param([delta(content="x"), finish(), usage()], [TextDelta(0, "x"), END], id="usage-only chunk"),
+        pytest.param(
+            [delta(content="x"), finish(usage={"prompt_tokens": 9}), usage()],
+            [TextDelta(0, "x"), END],
+            id="the output counted later than the prompt",
+        ),
+        pytest.param(
+            [delta(content="x"), delta(content="y"), finish(), {"choices": [], "usage": {"prompt_tokens": 9}}],
+            [TextDelta(0, "x"), TextDelta(0, "y"), Finished(0, "stop", Usage(9, 2))],
+            id="the output never counted",
+        ),
         pytest.param([delta(content="x"), finish() | {"usage": usage()["usage"]}], [TextDelta(0, "x"), END], id="top"),
         pytest.param(
             [delta(content="x"), finish(usage=usage()["usage"])], [TextDelta(0, "x"), END], id="in the choice"

@@ -251,7 +251,7 @@ class AnswerReader:
         delta = wire.delta or wire.message
         if delta is not None:
             self._take_delta(choice, delta, events)
-        if wire.usage is not None:
+        if wire.usage is not None and wire.usage.completion_tokens is not None:  # else it may come yet
             choice.usage = self._usage(wire.usage, [choice])
         if wire.finish_reason and choice.finish is None:  # some servers say "" for not yet
             reason = _finish_reason(wire.finish_reason)
@@ -261,14 +261,16 @@ class AnswerReader:
             self._end(choice, choice.usage, events)
 
     def _usage(self, wire: WireUsage, choices: "list[_Choice]") -> Usage:
-        """In our terms, for these choices. Our own count serves where there is none; parts exceed no whole."""
+        """In our terms, for these choices. Our own counts serve where there are none; no part exceeds its whole."""
         prompt, cached = _count(wire.prompt_tokens), wire.cached
         if prompt > self._most.prompt:
             self._doubt("prompt_tokens")
             prompt = cached = 0
         completion, thought = _count(wire.completion_tokens), wire.thought
-        if completion > self._most.output * len(choices):
+        impossible = completion > self._most.output * len(choices)
+        if impossible:
             self._doubt("completion_tokens")
+        if impossible or wire.completion_tokens is None:
             completion = sum([choice.estimate for choice in choices])
             thought = sum([choice.reasoning_estimate for choice in choices])
         prompt = prompt or self._prompt_tokens
