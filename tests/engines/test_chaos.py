@@ -151,7 +151,7 @@ async def played(
 def events(tokens: list[int], format: Format, asked: Conversation) -> list[OutputEvent]:
     decoder = OutputDecoder(TOKENIZER.decode, {TOKENIZER.control(marker): marker for marker in format.markers})
     parser = format.parser(asked, 0)
-    return parser.feed(decoder.feed(tokens)) + parser.feed(decoder.flush()) + parser.flush()
+    return parser.feed(decoder.feed(tokens)) + parser.feed(decoder.flush()) + parser.flush(complete=True)
 
 
 def calls(found: list[OutputEvent]) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ class Tokens(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Raises `ValueError` for counts that cannot be; `counted` takes any."""
         if not (0 <= self.cached <= self.prompt <= MOST and 0 <= self.output <= MOST):
-            raise ValueError("counts of tokens that cannot be")
+            raise ValueError("impossible token counts")
 
     @classmethod
     def counted(cls, request_id: str, *, prompt: int, cached: int, output: int) -> "Tokens":
@@ -27,7 +27,7 @@ class Tokens(Struct, frozen=True, kw_only=True):
         believed = _up_to(MOST, prompt)
         tokens = cls(prompt=believed, cached=_up_to(believed, cached), output=_up_to(MOST, output))
         if (tokens.prompt, tokens.cached, tokens.output) != (prompt, cached, output):
-            log.error("request %s was counted as it cannot be; recorded as %r", request_id, tokens)
+            log.error("request %s: impossible token counts, recorded as %r", request_id, tokens)
         return tokens
 
     @property

@@ -11,15 +11,16 @@ import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from moonbase.engines import automaton
 from moonbase.engines.base import Tokenizer
 from moonbase.engines.grammar import Dialect, Rules
 from moonbase.engines.json_rules import Budget
+from moonbase.engines.json_strings import SURROGATES
 from moonbase.engines.notation import Ranges, any_of
 from moonbase.engines.structural_tag import TokenDialect
 from moonbase.formats.recent import Recent
 
 _LAST_CODE = 0x10FFFF
-_SURROGATES = (0xD800, 0xDFFF)
 _TEXTS = 16  # formats know few kinds of text
 _TERM = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]')
 _MEMBER = re.compile(r"(\\U[0-9A-F]{8}|[^\\])(?:-(\\U[0-9A-F]{8}|[^\\]))?")
@@ -42,7 +43,7 @@ class GbnfDialect(TokenDialect):
         return super().marker(name) if token is None else f"<[{token}]>"
 
     def text(self, excludes: tuple[str, ...], rules: Rules) -> str:
-        """One rule for each beginning of a marker that may be open: Aho and Corasick's automaton."""
+        """One rule for each state of an automaton that finds markers."""
         states = self._texts.get(excludes)
         if states is None:
             states = _text(excludes)
@@ -60,36 +61,27 @@ class GbnfDialect(TokenDialect):
 
 def _text(excludes: tuple[str, ...]) -> dict[str, str]:
     """The rules of text without `excludes`, the one that it starts with first."""
-    whole = [text for text in excludes if not any(other in text for other in excludes if other != text)]
-    prefix = f"text-{zlib.crc32(repr(whole).encode()):08x}"
-    beginnings = dict.fromkeys(["", *[text[:end] for text in whole for end in range(1, len(text))]])
-    names = {beginning: f"{prefix}-{number}" for number, beginning in enumerate(beginnings)}
-    return {name: _state(beginning, names, whole) for beginning, name in names.items()}
-
-
-def _state(beginning: str, names: dict[str, str], whole: list[str]) -> str:
-    """What may follow `beginning`, the longest end of the text so far that one of `whole` begins with."""
-    ends = [beginning[at:] for at in range(len(beginning) + 1) if beginning[at:] in names]
-    following: dict[str, str] = {}  # of a character with a meaning, the beginning that is open after it
-    for end in ends:  # the longest first, so that it decides
-        for text in whole:
-            if text.startswith(end):
-                following.setdefault(text[len(end)], end + text[len(end)])
-    others = _complement([(0, 0), _SURROGATES, *[(ord(one), ord(one)) for one in following]])
-    parts = ['""', f"{any_of(others)} {names['']}"]
-    parts += [
-        f"{any_of([(ord(character), ord(character))])} {names[opened]}"
-        for character, opened in following.items()
-        if not any((beginning + character).endswith(text) for text in whole)
-    ]
-    return " | ".join(parts)
+    states = automaton.without(excludes)
+    prefix = f"text-{zlib.crc32(repr(list(states)).encode()):08x}"
+    names = {state: f"{prefix}-{number}" for number, state in enumerate(states)}
+    rules: dict[str, str] = {}
+    for state, following in states.items():
+        others = _complement([(0, 0), SURROGATES, *[(ord(one), ord(one)) for one in following]])
+        parts = ['""', f"{any_of(others)} {names['']}"]
+        parts += [
+            f"{any_of([(ord(character), ord(character))])} {names[then]}"
+            for character, then in following.items()
+            if then is not None
+        ]
+        rules[names[state]] = " | ".join(parts)
+    return rules
 
 
 def _translated(term: re.Match[str]) -> str:
     text = term.group()
     if not text.startswith("[^"):
         return text
-    return any_of(_complement([_SURROGATES, *_members(text[2:-1])]))
+    return any_of(_complement([SURROGATES, *_members(text[2:-1])]))
 
 
 def _members(inside: str) -> Iterator[tuple[int, int]]:

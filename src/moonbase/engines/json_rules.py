@@ -218,7 +218,8 @@ class _Shared:
     def other_name(self, taken: tuple[str, ...]) -> str | None:
         """The rule for a string that is none of `taken`, None if too expensive.
 
-        It leaves out more than these: what begins as one of them and goes on where the budget ends, or with an escape.
+        It rejects some other names as well: those that share a beginning with a taken name which is longer than the
+        budget reaches, or that have an escape there.
         """
         if not taken:
             return "string"

@@ -7,13 +7,14 @@ string may spell one. What may not stand as it is can still be written with an e
 import json
 from collections.abc import Iterable, Iterator
 
+from moonbase.engines import automaton
 from moonbase.engines.notation import literal, none_of
 
 QUOTE, BACKSLASH = 0x22, 0x5C
 ESCAPED = r'"\\" escape'
 """A character that is written with an escape."""
 _SPECIAL = ((QUOTE, QUOTE), (BACKSLASH, BACKSLASH), (0x00, 0x1F))
-_SURROGATES = (0xD800, 0xDFFF)
+SURROGATES = (0xD800, 0xDFFF)
 
 
 class Strings:
@@ -57,7 +58,7 @@ class Strings:
     def plain_within(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """The parts of the range that stand for themselves anywhere."""
         start = first
-        for low, high in sorted([*_SPECIAL, _SURROGATES, *[(code, code) for code in self.never]]):
+        for low, high in sorted([*_SPECIAL, SURROGATES, *[(code, code) for code in self.never]]):
             if start <= min(low - 1, last):
                 yield start, min(low - 1, last)
             start = max(start, high + 1)
@@ -78,25 +79,15 @@ class Strings:
         }
 
     def _rest(self) -> dict[str, str]:
-        """One rule for each beginning of an excluded text that may be open: Aho and Corasick's automaton."""
-        beginnings = list(dict.fromkeys(["", *[text[:end] for text in self._excludes for end in range(1, len(text))]]))
-        names = {beginning: f"rest{number or ''}" for number, beginning in enumerate(beginnings)}
-        return {names[beginning]: self._open(beginning, names) for beginning in beginnings}
-
-    def _open(self, beginning: str, names: dict[str, str]) -> str:
-        """What may follow when `beginning` is the longest end of the text so far that an excluded text begins with."""
-        ends = [beginning[at:] for at in range(len(beginning) + 1) if beginning[at:] in names]
-        following: dict[str, str] = {}  # of a character with a meaning, the beginning that is open after it
-        for end in ends:  # the longest first, so that it decides
-            for text in self._excludes:
-                if text.startswith(end) and len(text) > len(end):
-                    following.setdefault(text[len(end)], end + text[len(end)])
-        parts = [
-            r'"\""',
-            f"{none_of([*_SPECIAL, *[(ord(one), ord(one)) for one in following]])} rest",
-            ESCAPED + " rest",
-        ]
-        for character, opened in following.items():
-            if not any((beginning + character).endswith(text) for text in self._excludes):
-                parts.append(f"{literal(character)} {names[opened]}")
-        return " | ".join(parts)
+        """One rule for each state of an automaton that finds excluded texts."""
+        states = automaton.without(self._excludes)
+        names = {state: f"rest{number or ''}" for number, state in enumerate(states)}
+        rules: dict[str, str] = {}
+        for state, following in states.items():
+            others = none_of([*_SPECIAL, *[(ord(one), ord(one)) for one in following]])
+            parts = [r'"\""', f"{others} rest", f"{ESCAPED} rest"]
+            parts += [
+                f"{literal(character)} {names[then]}" for character, then in following.items() if then is not None
+            ]
+            rules[names[state]] = " | ".join(parts)
+        return rules

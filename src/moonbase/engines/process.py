@@ -111,7 +111,7 @@ async def _forward_log(process: asyncio.subprocess.Process, name: str, secret: b
         for line in lines:
             if line.strip():
                 _log.info("%s: %s", name, line[:_LOG_LINE].decode(errors="replace"))
-        rest = rest[: 2 * _LOG_LINE]  # where it is cut a secret may be, too: far behind all that is logged
+        rest = rest[: 2 * _LOG_LINE]  # the cut lies beyond what is logged, so half a secret never shows
 
 
 def ending(process: asyncio.subprocess.Process) -> str:

@@ -51,9 +51,9 @@ class Program(Struct, frozen=True):
 class ServerWatch:
     """Looks at a server from `start` to `close`; it makes, opens and closes the client, too.
 
-    `sure` is False from a request that failed on to the next look: the server may be gone, so what can wait had better
-    do so. `suspects` is told here of the deaths of a server started here. `most_requests` is how many may be under way
-    at once: looks have connections beside them, so that no crowd hides the server.
+    `sure` is False after a failed request until the next look: the server may be gone, so queued requests stay queued
+    meanwhile. `suspects` is told here of the deaths of a server started here. `most_requests` is how many may be under
+    way at once: looks have connections beside them, so that no crowd hides the server.
     """
 
     def __init__(

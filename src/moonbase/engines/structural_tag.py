@@ -43,7 +43,7 @@ class OpenVINODialect:
         return rules.add(f"TagDispatch(({literal(trigger)}, {rules.add(then)}), {_ANYWHERE}, {_once(excludes)})")
 
     def unspelled(self, markers: tuple[str, ...]) -> tuple[str, ...]:
-        """Nothing: a parser sees from the JSON around it that a marker which is spelled is none."""
+        """Nothing: the parser tells from the JSON around it that a marker spelled in a string is only text."""
         return ()
 
     def banned(self, markers: tuple[str, ...]) -> tuple[int, ...]:

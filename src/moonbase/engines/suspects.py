@@ -20,8 +20,8 @@ class _Record(Struct, frozen=True):
 class Suspects:
     """Remembers for ten minutes what was under way in an engine that died.
 
-    Copies of a request are one, and count once in a death. To blame is the one with the most deaths, two at least. So
-    that there is one, engines run suspects apart from one another.
+    Copies of a request are one, and count once in a death. A request is to blame if it was under way in at least two
+    deaths, and in more than any other. Engines run suspects one at a time, so that one can stand out.
     """
 
     def __init__(self) -> None:

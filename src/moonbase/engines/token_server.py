@@ -34,8 +34,8 @@ _MAX_ANSWER = 1024 * 1024  # bytes of an answer that is no stream
 _MAX_EVENT = 64 * 1024 * 1024  # the first event of vLLM repeats the prompt
 _CODE_OPTION = "--trust-remote-code"
 BAN = -100
-"""The bias of a token that is banned: the least that servers take. It is no ban for good where nothing else is left, as
-at the end of a grammar for a token that ends the turn."""
+"""The bias of a token that is banned: the least that servers take. Where a grammar leaves nothing else, as at its end
+for a token that ends the turn, the token comes all the same."""
 LEAST_TOP_P = 1e-6  # servers refuse 0, which clients may send; this little leaves the likeliest token alone, too
 
 

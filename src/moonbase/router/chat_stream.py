@@ -43,7 +43,8 @@ class ChatStream:
     ) -> None:
         """`most` is the tokens that the output of all choices can have: the answer fails where it is plainly longer.
 
-        `told` makes of a failure what a client may know, `left` is told of the end; `passed_on` as for `refused`.
+        `told` maps a failure to the error that the client is shown; `left` is called when the stream is left.
+        `passed_on` as for `refused`.
         """
         self.choices = choices
         self._most = most

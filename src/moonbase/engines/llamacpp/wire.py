@@ -119,12 +119,12 @@ def completion(request: GenerateRequest) -> bytes:
 
 
 def chunk(event: bytes) -> Chunk:
-    """Raises one of `UNREADABLE` for what is none."""
+    """Raises one of `UNREADABLE` when it cannot be read as one."""
     return _chunk_decoder.decode(event)
 
 
 def properties(body: bytes) -> Properties:
-    """Raises one of `UNREADABLE` for what is none."""
+    """Raises one of `UNREADABLE` when it cannot be read as one."""
     return msgspec.json.decode(body, type=Properties)
 
 

@@ -23,7 +23,7 @@ class Owner(Protocol):
         ...
 
     def lost(self, connection: "Connection", retry: Exchange | None) -> None:
-        """It is closed. `retry` got no byte of an answer on this connection, which an earlier exchange had used."""
+        """It is closed. `retry` is to be sent again: the connection was not new, and no byte of an answer came."""
         ...
 
 

@@ -10,9 +10,9 @@ from moonbase.chat.constraint import (
     Or,
     Repeat,
     Sequence,
-    Triggered,
 )
 from moonbase.chat.request import Conversation
+from moonbase.formats.answer import answer
 from moonbase.formats.hermes.prompt import CALL, THINK
 
 _CALL, _CALL_END = [Marker(literal) for literal in CALL]
@@ -26,26 +26,11 @@ def constraint(conversation: Conversation, *, thinks: bool) -> Constraint | None
     A model that `thinks` may do so first, unless its thinking is off or already done in a partial message.
     """
     markers = CALL + THINK if thinks else CALL
-    answer = _answer(conversation, markers)
-    if answer is None or not thinks or not conversation.thinking or conversation.messages[-1].partial:
-        return answer
+    wanted = answer(conversation, markers, _CALL, _calls)
+    if wanted is None or not thinks or not conversation.thinking or conversation.messages[-1].partial:
+        return wanted
     thought = Sequence((_THINK, AnyText(markers), _THOUGHT, ConstString("\n\n")))
-    return Sequence((Optional(thought), answer))
-
-
-def _answer(conversation: Conversation, markers: tuple[str, ...]) -> Constraint | None:
-    """What follows the reasoning."""
-    choice = conversation.tool_choice
-    if not conversation.tools:
-        return conversation.content
-    if choice.kind == "none":
-        return conversation.content or AnyText(markers)
-    calls = _calls(conversation)
-    if choice.kind in ("required", "function"):
-        return Sequence((_CALL, calls))
-    if conversation.content is not None:
-        return Or((conversation.content, Sequence((_CALL, calls))))
-    return Triggered(_CALL.literal, calls, tuple([literal for literal in markers if literal != _CALL.literal]))
+    return Sequence((Optional(thought), wanted))
 
 
 def _calls(conversation: Conversation) -> Constraint:

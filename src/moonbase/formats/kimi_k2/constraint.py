@@ -11,9 +11,9 @@ from moonbase.chat.constraint import (
     Or,
     Repeat,
     Sequence,
-    Triggered,
 )
 from moonbase.chat.request import Conversation
+from moonbase.formats.answer import answer
 from moonbase.formats.calls import next_call
 from moonbase.formats.kimi_k2.prompt import CALLS, THINK
 from moonbase.formats.kimi_k2.revisions import Revision
@@ -32,32 +32,16 @@ def constraint(revision: Revision, conversation: Conversation) -> Constraint | N
     """
     start = revision.start(conversation)
     markers = CALLS if revision.opens == "nobody" else CALLS + THINK
-    answer = _answer(conversation, markers)
-    if answer is None:
+    wanted = answer(conversation, markers, _SECTION, _calls)
+    if wanted is None:
         return None
     match start:
         case "text":
-            return answer
+            return wanted
         case "reasoning":
-            return _joined(AnyText(markers), _THOUGHT, answer)
+            return _joined(AnyText(markers), _THOUGHT, wanted)
         case "model_opens":
-            return _joined(_THINK, AnyText(markers), _THOUGHT, answer)
-
-
-def _answer(conversation: Conversation, markers: tuple[str, ...]) -> Constraint | None:
-    """What follows the reasoning."""
-    choice = conversation.tool_choice
-    if not conversation.tools:
-        return conversation.content
-    if choice.kind == "none":
-        return conversation.content or AnyText(markers)
-    calls = _calls(conversation)
-    if choice.kind in ("required", "function"):
-        return _joined(_SECTION, calls)
-    if conversation.content is not None:
-        return Or((conversation.content, _joined(_SECTION, calls)))
-    others = tuple([literal for literal in markers if literal != _SECTION.literal])
-    return Triggered(_SECTION.literal, calls, others)
+            return _joined(_THINK, AnyText(markers), _THOUGHT, wanted)
 
 
 def _calls(conversation: Conversation) -> Constraint:

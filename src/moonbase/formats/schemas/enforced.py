@@ -107,7 +107,7 @@ class _Filter:
     def _divided(self, schema: dict[str, Any], parent: dict[str, Any] | None) -> bool:
         """Whether `additionalProperties` of `schema` is about properties that the other side of an `anyOf` names.
 
-        By the letter it would forbid them, which nobody means.
+        Read literally it would forbid them, which no author of such a schema means.
         """
         if "properties" in schema:
             return False
