@@ -291,6 +291,22 @@ async def test_signs_of_life_are_no_output() -> None:
             assert (deployment.running, deployment.waiting) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "nothing", [b": processing\n\n", b"\n\n", b'data: {"choices": [{"index": 0, "delta": {}}]}\n\n']
+)
+async def test_much_that_is_no_output_does_not_pass_for_output(nothing: bytes) -> None:
+    async with over(Upstream(saying(STREAM, *[chunk(nothing)] * 2_000))) as deployment:
+        with await opened(deployment) as stream:
+            reading = asyncio.create_task(stream.read())
+            seen: set[float | None] = set()
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
+                seen.add(stream.last_put)
+                await asyncio.sleep(0)
+            assert seen == {None}
+            reading.cancel()
+
+
 async def test_closing_ends_what_runs() -> None:
     async with over(Upstream(saying(STREAM + text("part")))) as deployment:
         with await opened(deployment) as stream:

@@ -64,6 +64,7 @@ class ChatStream:
         self._cut: UpstreamFailed | None = None
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._reading = False
         self._linger: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
@@ -83,8 +84,12 @@ class ChatStream:
 
     @property
     def last_put(self) -> float | None:
-        """Now, while output waits to be read: the upstream is not what is late then."""
-        return time.monotonic() if self._chunks and self._kind == "events" else self._last_put
+        """Now, while output waits for a reader that is busy: the upstream is not what is late then.
+
+        What comes while the reader waits may hold no output, however much it is.
+        """
+        waits = self._chunks and self._kind == "events" and not self._reading
+        return time.monotonic() if waits else self._last_put
 
     @property
     def open(self) -> bool:
@@ -121,6 +126,13 @@ class ChatStream:
             self._wake()
 
     async def read(self) -> list[ChatEvent]:
+        self._reading = True
+        try:
+            return await self._read()
+        finally:
+            self._reading = False
+
+    async def _read(self) -> list[ChatEvent]:
         while True:
             events = self._take()
             if events:
