@@ -113,6 +113,12 @@ FAULTS = [
     Fault("a header without a name", sends(OK + b": b\r\n\r\n"), "no HTTP", None),
     Fault("a null in a header", sends(OK + b"a: \0\r\n\r\n"), "no HTTP", None),
     Fault("switches protocols", sends(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"), "status 101", None),
+    Fault(
+        "switches protocols at once",
+        sends(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n\0\1"),
+        "status 101",
+        None,
+    ),
     Fault("says that it closes", sends(SIZED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n0123456789")), None,
           body=b"0123456789"),
     Fault("an old server", sends(b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc"), None, body=b"abc"),

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, cast
 
 from moonbase.engines.upstream.exchange import Exchange
 from moonbase.engines.upstream.limits import UpstreamLimits
-from moonbase.engines.upstream.parser import ParseError, ResponseParser
+from moonbase.engines.upstream.parser import PARSE_ERRORS, ParseError, ResponseParser
 from moonbase.errors import UpstreamFailed
 
 _SLICE = 256 * 1024  # of a request body, per turn of the event loop
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         try:
             parser.feed(data)
-        except ParseError as error:
+        except PARSE_ERRORS as error:
             self._take_in(exchange, len(data), error)
             return
         if self._phase == "receive" and parser.chunks and not parser.complete:

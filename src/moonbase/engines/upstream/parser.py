@@ -9,13 +9,14 @@ _SHOWN = 40  # characters of a foreign header value that a log needs
 _SWITCHED = 101
 _BODILESS = (204, 304)
 
-ParseError = httptools.HttpParserError
+ParseError = httptools.HttpParserError | httptools.HttpParserUpgrade
+PARSE_ERRORS = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 
 
 class ResponseParser:
     """httptools' parser with its state in plain attributes, to be looked at after each `feed`.
 
-    `feed(data)` is httptools' own method; it raises `ParseError`, and what it read before stays readable.
+    `feed(data)` is httptools' own method; it raises one of `PARSE_ERRORS`, and what it read before stays readable.
     `chunks` holds the pieces of body that have come since `take`. Interim responses (1xx) are skipped.
     """
 
