@@ -44,12 +44,6 @@ class Parts(Struct, frozen=True):
     engine: Engine
 
 
-class Tape(Struct):
-    """What an engine put out for one request of one choice, which may be more than the gateway takes of it."""
-
-    ids: list[int] = []
-
-
 class Recording(Struct, frozen=True):
     """`body` is the request without `stream`, `output` the raw output with its markers written out, `heard` the
     answer that the gateway made of it as the engine gave it.
@@ -64,11 +58,14 @@ class Recording(Struct, frozen=True):
 
 
 class Recorder:
-    """An `Engine` that keeps a tape of what the engine behind it puts out. `tapes` are by request id."""
+    """An `Engine` that keeps what the engine behind it puts out, which may be more than the gateway takes of it.
+
+    `tapes` are the token ids of requests for one choice, by request id.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.tapes: dict[str, Tape] = {}
+        self.tapes: dict[str, list[int]] = {}
 
     @property
     def description(self) -> EngineDescription:
@@ -93,14 +90,14 @@ class Recorder:
         await self._engine.close()
 
     def generate(self, request: GenerateRequest) -> "_Copied":
-        tape = self.tapes[request.request_id] = Tape()
+        tape = self.tapes[request.request_id] = []
         return _Copied(self._engine.generate(request), tape)
 
 
 class _Copied:
     """A `Generation` whose deltas are copied to a tape as they are read."""
 
-    def __init__(self, generation: Generation, tape: Tape) -> None:
+    def __init__(self, generation: Generation, tape: list[int]) -> None:
         self._generation = generation
         self._tape = tape
 
@@ -130,7 +127,7 @@ class _Copied:
     async def read(self) -> list[Delta]:
         deltas = await self._generation.read()
         for delta in deltas:
-            self._tape.ids += delta.token_ids
+            self._tape += delta.token_ids
         return deltas
 
 
@@ -147,8 +144,7 @@ async def record(parts: Parts, settings: EngineSettings, bodies: list[Json], str
         async def one(number: int, body: Json) -> Recording:
             async with places:
                 heard, tokens = await _ask(deployment, str(number), body)
-            tape = recorder.tapes[str(number)]
-            output = _written(tape.ids[:tokens], parts.tokenizer, parts.format)
+            output = _written(recorder.tapes[str(number)][:tokens], parts.tokenizer, parts.format)
             user = body["messages"][-1]["content"]
             return Recording(body, user, output, heard.finish_reason == "length", tokens, heard)
 

@@ -128,24 +128,19 @@ class ChatStream:
     async def read(self) -> list[ChatEvent]:
         self._reading = True
         try:
-            return await self._read()
-        finally:
-            self._reading = False
-
-    async def _read(self) -> list[ChatEvent]:
-        while True:
-            events = self._take()
-            if events:
-                return events
-            if self._error is not None:
-                raise self._error
-            if self._reader.complete:
-                return []
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
+            while True:
+                events = self._take()
+                if events:
+                    return events
+                if self._error is not None:
+                    raise self._error
+                if self._reader.complete:
+                    return []
+                self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-            finally:
-                self._waiter = None
+        finally:
+            self._waiter = None
+            self._reading = False
 
     # From the upstream
 

@@ -24,8 +24,9 @@ class SchemaBook:
 
     def takes_long(self, request: ChatRequest) -> bool:
         """Whether reading the schemas that are new would hold the event loop for more than a few milliseconds."""
-        keys = [(_PARAMETERS, tool.parameters) for tool in request.tools]
-        keys.append((_RESPONSE, request.response_format.schema or ""))
+        keys = [(_PARAMETERS, tool.parameters) for tool in request.tools if tool.strict]
+        if (wanted := request.response_format).schema is not None and wanted.strict:
+            keys.append((_RESPONSE, wanted.schema))
         if sum([_effort(text) for _, text in keys]) < _QUICK:
             return False
         return sum([_effort(key[1]) for key in keys if self._schemas.get(key) is None]) >= _QUICK
