@@ -5,15 +5,12 @@ be understood is, everything else breaks the answer with a clear error after wha
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from moonbase.chat.events import (
     ArgumentsDelta,
     ChatEvent,
-    EngineFinish,
     Finished,
     FinishReason,
     ReasoningDelta,
@@ -21,17 +18,23 @@ from moonbase.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from moonbase.dialects.openai.client.failure import ErrorBody, broken, reported
-from moonbase.errors import ContentFiltered
+from moonbase.dialects.openai.client.call import Call, begins_another
+from moonbase.dialects.openai.client.chunk import (
+    Delta,
+    WireCall,
+    WireChoice,
+    WireFunction,
+    WireUsage,
+    count,
+    read_chunk,
+)
+from moonbase.dialects.openai.client.failure import broken, reported
 
 CallIds = Callable[[int, str, str], str]
 """The id that clients see for a call: of choice, the server's own id (may be empty) and the function's name."""
 
 _LONG = 16  # characters that hardly a token has
 _MAX_CALLS = 1_024  # of a choice, and pieces of them in a delta; requests declare no more than 128 tools
-_MAX_NAME = 256  # characters, as of declared tools
-_MAX_NAMELESS = 65_536  # characters of arguments before a call's name
-_MAX_BLANK = 1_024  # characters of white space before a call's arguments
 _MAX_CHOICES = 16  # in a chunk; requests ask for no more than 5
 
 
@@ -40,107 +43,6 @@ class Bounds(Struct, frozen=True, kw_only=True):
 
     prompt: int
     output: int
-
-
-class WireFunction(Struct, gc=False):
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
-
-
-class WireCall(Struct, gc=False):
-    index: int | None = None
-    id: str | None = None
-    function: WireFunction | None = None
-
-
-class WirePart(Struct, gc=False):
-    text: str | None = None
-
-
-class Delta(Struct, gc=False):
-    """What is new of a message, or all of it."""
-
-    content: str | list[WirePart] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    tool_calls: list[WireCall] | None = None
-
-    @property
-    def thought(self) -> str:
-        return self.reasoning_content or self.reasoning or ""
-
-    @property
-    def text(self) -> str:
-        return (self.content if isinstance(self.content, str) else _joined(self.content)) or self.refusal or ""
-
-
-class PromptDetails(Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class CompletionDetails(Struct, gc=False):
-    reasoning_tokens: int | None = None
-
-
-class WireUsage(Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-    completion_tokens_details: CompletionDetails | None = None
-
-    @property
-    def cached(self) -> int:
-        if self.cached_tokens is None and self.prompt_tokens_details is not None:
-            return _count(self.prompt_tokens_details.cached_tokens)
-        return _count(self.cached_tokens)
-
-    @property
-    def thought(self) -> int:
-        return _count(self.completion_tokens_details.reasoning_tokens) if self.completion_tokens_details else 0
-
-
-class WireChoice(Struct, gc=False):
-    index: int | None = None
-    delta: Delta | None = None
-    message: Delta | None = None
-    finish_reason: str | None = None
-    usage: WireUsage | None = None
-
-
-class Chunk(ErrorBody, gc=False):
-    """A chunk of a stream, a whole completion, or an error in the place of one."""
-
-    choices: list[WireChoice] | None = None
-    usage: WireUsage | None = None
-
-
-_decode = msgspec.json.Decoder(Chunk).decode
-
-
-def _chunk(data: bytes) -> Chunk:
-    try:
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    raise broken("sent what is no chunk of an answer")
-
-
-_REASONS: dict[str, EngineFinish] = {
-    "stop": "stop",
-    "eos": "stop",
-    "eos_token": "stop",
-    "stop_sequence": "stop",
-    "end_turn": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-    "tool_calls": "stop",
-    "tool_use": "stop",
-    "function_call": "stop",
-}
-"""Calls make a `stop` into `tool_calls`, and nothing else does."""
 
 
 class AnswerReader:
@@ -230,7 +132,7 @@ class AnswerReader:
         return own if self._total is None else [self._total, *own]
 
     def _read(self, data: bytes, events: list[ChatEvent]) -> None:
-        chunk = _chunk(data)
+        chunk = read_chunk(data)
         if chunk.error is not None or chunk.object == "error":
             raise reported(chunk, passed_on=self._passed_on)
         if len(chunk.choices or ()) > _MAX_CHOICES:
@@ -253,8 +155,7 @@ class AnswerReader:
             self._take_delta(choice, delta, events)
         if wire.usage is not None and wire.usage.completion_tokens is not None:  # else it may come yet
             choice.usage = self._usage(wire.usage, [choice])
-        if wire.finish_reason and choice.finish is None:  # some servers say "" for not yet
-            reason = _finish_reason(wire.finish_reason)
+        if choice.finish is None and (reason := wire.finish) is not None:
             self._end_calls(choice, events, cut=reason == "length")
             choice.finish = "tool_calls" if choice.started and reason == "stop" else reason
         if choice.finish is not None and choice.usage is not None and not choice.ended:
@@ -262,11 +163,11 @@ class AnswerReader:
 
     def _usage(self, wire: WireUsage, choices: "list[_Choice]") -> Usage:
         """In our terms, for these choices. Our own counts serve where there are none; no part exceeds its whole."""
-        prompt, cached = _count(wire.prompt_tokens), wire.cached
+        prompt, cached = count(wire.prompt_tokens), wire.cached
         if prompt > self._most.prompt:
             self._doubt("prompt_tokens")
             prompt = cached = 0
-        completion, thought = _count(wire.completion_tokens), wire.thought
+        completion, thought = count(wire.completion_tokens), wire.thought
         impossible = completion > self._most.output * len(choices)
         if impossible:
             self._doubt("completion_tokens")
@@ -304,7 +205,7 @@ class AnswerReader:
         call = choice.call(wire, function.name or "")
         if len(choice.calls) > known:
             self._start_named(choice, events)
-        arguments = _text(function.arguments)
+        arguments = function.text
         if not call.started:
             call.extend_name(function.name or "")
             if call.name and (arguments or not self._may_go_on(call.name)):
@@ -325,14 +226,14 @@ class AnswerReader:
             if call.name and not call.started:
                 self._start(choice, call, events)
 
-    def _start(self, choice: "_Choice", call: "_Call", events: list[ChatEvent]) -> None:
+    def _start(self, choice: "_Choice", call: "Call", events: list[ChatEvent]) -> None:
         call.index = choice.started
         choice.started += 1
         choice.estimate += 1
         outward = self._call_ids(choice.number, call.id, call.name)
         events.append(ToolCallStarted(choice.number, call.index, outward, call.name))
 
-    def _argue(self, choice: "_Choice", call: "_Call", arguments: str, events: list[ChatEvent]) -> None:
+    def _argue(self, choice: "_Choice", call: "Call", arguments: str, events: list[ChatEvent]) -> None:
         """Give what was held of the arguments of a call that has started, and more of them."""
         if call.held:
             arguments = "".join([*call.held, arguments])
@@ -370,45 +271,6 @@ class AnswerReader:
         events.append(Finished(choice.number, choice.finish, usage))
 
 
-class _Call:
-    """`index` counts the started calls of the choice; `blank` says that its arguments are white space so far.
-
-    `held` is what came of the arguments and is not given yet, `holding` its characters.
-    """
-
-    __slots__ = ("blank", "held", "holding", "id", "index", "name")
-
-    def __init__(self, id: str) -> None:
-        self.id = id
-        self.index = -1
-        self.name = ""
-        self.blank = True
-        self.held: list[str] = []
-        self.holding = 0
-
-    @property
-    def started(self) -> bool:
-        return self.index >= 0
-
-    def extend_name(self, more: str) -> None:
-        """Servers that repeat a name repeat all of it."""
-        if more != self.name:
-            self.name += more
-        if len(self.name) > _MAX_NAME:
-            raise broken(f"called a function whose name has more than {_MAX_NAME} characters")
-
-    def hold(self, arguments: str) -> None:
-        """Raises when it is more white space than any server sends, or more without a name."""
-        if not arguments:
-            return
-        self.held.append(arguments)
-        self.holding += len(arguments)
-        if self.blank and self.holding > _MAX_BLANK:
-            raise broken(f"sent more than {_MAX_BLANK} characters of white space as arguments of a call")
-        if self.holding > _MAX_NAMELESS:
-            raise broken(f"sent more than {_MAX_NAMELESS} characters of arguments of a call without a name")
-
-
 class _Choice:
     __slots__ = (
         "_by_index",
@@ -430,8 +292,8 @@ class _Choice:
         self.finish: FinishReason | None = None
         self.usage: Usage | None = None
         self.ended = False
-        self._by_index: dict[int, _Call] = {}
-        self.calls: list[_Call] = []
+        self._by_index: dict[int, Call] = {}
+        self.calls: list[Call] = []
 
     @property
     def tokens(self) -> int:
@@ -446,46 +308,24 @@ class _Choice:
             return True
         functions = [(wire, wire.function) for wire in delta.tool_calls or () if wire.function is not None]
         return any(
-            _text(function.arguments).strip() or (function.name and not self.call(wire, function.name).name)
+            function.text.strip() or (function.name and not self.call(wire, function.name).name)
             for wire, function in functions
         )
 
-    def call(self, wire: WireCall, name: str) -> _Call:
+    def call(self, wire: WireCall, name: str) -> Call:
         """The call that a delta belongs to, made when it is a new one."""
         latest = self.calls[-1] if self.calls else None
         known = latest if wire.index is None else self._by_index.get(wire.index)
-        if known is None or _begins_another(known, wire, name):
+        if known is None or begins_another(known, wire, name):
             if len(self.calls) == _MAX_CALLS:
                 raise broken(f"made more than {_MAX_CALLS} tool calls")
-            known = _Call(wire.id or "")
+            known = Call(wire.id or "")
             self.calls.append(known)
             if wire.index is not None:
                 self._by_index[wire.index] = known
         elif wire.id and not known.name:
             known.id = wire.id
         return known
-
-
-def _begins_another(call: _Call, wire: WireCall, name: str) -> bool:
-    """Whether a delta with the index of `call`, or none, is of a new call.
-
-    Some servers give all calls the same index, some none at all; others repeat name and id, or make up a new id for
-    every delta. A name that comes again under another id is a new call; without index and id any name is.
-    """
-    if not name or not call.name:
-        return False
-    if wire.id:
-        return wire.id != call.id
-    return wire.index is None
-
-
-def _finish_reason(given: str) -> EngineFinish:
-    if given == "content_filter":
-        raise ContentFiltered
-    reason = _REASONS.get(given)
-    if reason is None:
-        raise broken("gave an answer a finish_reason that is not known")
-    return reason
 
 
 def _share_out(total: Usage, choices: list[_Choice]) -> None:
@@ -505,23 +345,5 @@ def _share_out(total: Usage, choices: list[_Choice]) -> None:
         weight -= choice.estimate
 
 
-def _count(given: int | None) -> int:
-    return max(given or 0, 0)
-
-
 def _least_tokens(text: str) -> int:
     return 1 if len(text) <= _LONG else len(text) // 8
-
-
-def _joined(parts: list[WirePart] | None) -> str:
-    texts = [part.text for part in parts or () if part.text is not None]
-    if len(texts) < len(parts or ()):
-        raise broken("sent a part of a message that is no text")
-    return "".join(texts)
-
-
-def _text(arguments: str | dict[str, Any] | None) -> str:
-    """Arguments are text; some servers send the object itself."""
-    if isinstance(arguments, dict):
-        return msgspec.json.encode(arguments).decode()
-    return arguments or ""
