@@ -1,5 +1,6 @@
 """What can never end: references that lead back to themselves, and what has no finite value."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +17,11 @@ from moonbase.formats.schemas.shapes import (
     Unenforceable,
 )
 
+_MAX_WAYS = 10_000  # from a schema to one it refers to; engines that follow a grammar try them all at every token
+
 
 def check_chains(tree: dict[str, Any]) -> None:
-    """Refuse references that lead back to themselves, or through too many others, before anything is written.
+    """Refuse references that lead back to themselves, or on too many ways to others, before anything is written.
 
     Kahn's algorithm over definitions; an edge is a reference that needs no step into the value.
     """
@@ -29,14 +32,18 @@ def check_chains(tree: dict[str, Any]) -> None:
         for name in names:
             open_ends[name] += 1
     ready, length = [name for name, count in open_ends.items() if not count], dict.fromkeys(definitions, 0)
+    ways = dict.fromkeys(ready, 1)
     done = 0
     while ready:
         name = ready.pop()
         done += 1
         if length[name] > mfjs.MAX_NESTING:
             raise Unenforceable(mfjs.ROOT, mfjs.TOO_DEEP, hard=True)
-        for following in follow[name]:
+        if ways[name] > _MAX_WAYS:
+            raise Unenforceable(mfjs.ROOT, mfjs.TOO_LARGE)
+        for following, times in follow[name].items():
             length[following] = max(length[following], length[name] + 1)
+            ways[following] = ways.get(following, 0) + ways[name] * times
             open_ends[following] -= 1
             if not open_ends[following]:
                 ready.append(following)
@@ -45,14 +52,14 @@ def check_chains(tree: dict[str, Any]) -> None:
         raise Unenforceable(f"$defs.{name}" if name else mfjs.ROOT, mfjs.ENDLESS, hard=True)
 
 
-def _at_once(schema: dict[str, Any]) -> set[str]:
-    """The definitions that a value of `schema` may have to satisfy itself."""
-    found, rest = set(), [schema]
+def _at_once(schema: dict[str, Any]) -> Counter[str]:
+    """The definitions that a value of `schema` may have to satisfy itself, and how often each is named."""
+    found, rest = Counter[str](), [schema]
     while rest:
         schema = rest.pop()
         rest += schema.get("anyOf", ())
         if "$ref" in schema:
-            found.add(definition(schema["$ref"]))
+            found[definition(schema["$ref"])] += 1
     return found
 
 

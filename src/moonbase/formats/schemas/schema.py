@@ -3,17 +3,14 @@
 from functools import cached_property
 from typing import Any
 
-import jsonschema_rs
 import msgspec
 
 from moonbase.formats.schemas import mfjs
-from moonbase.formats.schemas.enforced import PATTERN_BYTES, PATTERNS, Enforced, enforced
+from moonbase.formats.schemas.enforced import PATTERN_BYTES, Enforced, enforced
 from moonbase.formats.schemas.nodes import graph
 from moonbase.formats.schemas.rewording import reworded
 from moonbase.formats.schemas.shapes import Unenforceable
-from moonbase.formats.schemas.steps import Steps
-
-_LONGEST_REASON = 300  # characters
+from moonbase.formats.schemas.validation import TooManyChecks, Validator
 
 
 class Refused(Exception):
@@ -61,17 +58,13 @@ class Schema:
             return "it is not valid JSON"
         if self._tree.get("type") == "object" and not isinstance(value, dict):
             return "it is not a JSON object"
-        if not self._steps.affordable(value, 1 + text.count(",") + text.count("[") + text.count("{")):
-            return f"it needs too many checks against `{self._field}`"
-        if self._validator.is_valid(value):  # describing what is wrong takes a thousand times as long
-            return None
         try:
-            self._validator.validate(value)
-        except jsonschema_rs.ValidationError as error:
-            return f"it does not match `{self._field}`: {_shortened(error.message)}"
-        except ValueError:  # what is wrong lies too deep for it to be described
-            pass
-        return f"it does not match `{self._field}`"
+            reason = self._validator.violation(value, 1 + text.count(",") + text.count("[") + text.count("{"))
+        except TooManyChecks:
+            return f"it needs too many checks against `{self._field}`"
+        if reason is None:
+            return None
+        return f"it does not match `{self._field}`" + (reason and f": {reason}")
 
     def warning(self, tool_name: str) -> str | None:
         """The value of `msh-schema-warning` for a tool with these parameters (moonshot-api.md 10.3).
@@ -84,12 +77,8 @@ class Schema:
         return f"{field} is not a valid moonshot flavored json schema, details: <{self.warnings[0]}>"
 
     @cached_property
-    def _steps(self) -> Steps:
-        return Steps(self._tree)
-
-    @cached_property
-    def _validator(self) -> jsonschema_rs.Draft202012Validator:
-        return jsonschema_rs.Draft202012Validator(self._tree, pattern_options=PATTERNS)
+    def _validator(self) -> Validator:
+        return Validator(self._tree)
 
 
 ANY_OBJECT = Schema({"type": "object"}, "json_object")
@@ -113,8 +102,6 @@ def _part(tree: dict[str, Any]) -> Enforced:
         graph(part.tree)
     except Unenforceable as error:
         raise Refused(mfjs.Finding(error.path, error.reason), hard=error.hard) from error
-    if not Steps(part.tree).affordable(None, 1):
-        raise Refused(mfjs.Finding(mfjs.ROOT, mfjs.TOO_LARGE), hard=False)
     return part
 
 
@@ -141,8 +128,3 @@ def decode(text: str) -> Any:
     if size > mfjs.MAX_SIZE:
         raise Refused(mfjs.Finding(mfjs.ROOT, mfjs.TOO_LARGE), hard=True)
     return tree
-
-
-def _shortened(reason: str) -> str:
-    """A validator's sentence quotes the value."""
-    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
