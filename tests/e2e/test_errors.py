@@ -115,6 +115,7 @@ MESSAGE_TYPES = {
         "dict[string,interface]",
         "string",
     ),
+    "messages.0.tool_calls.0.type": ('[{"role":"assistant","tool_calls":[{"type":1}]}]', "string", "number"),
     "messages.0.tool_calls.0.function.name": (
         '[{"role":"assistant","tool_calls":[{"function":{"name":[]}}]}]',
         "string",
@@ -147,6 +148,7 @@ FIELD_TYPES = {
     "tools.0.type": ('[{"type":1}]', "string", "number"),
     "tools.1.function": (f'[{tool("look")},{{"function":"x"}}]', "dict[string,interface]", "string"),
     "tools.0.function.name": ('[{"function":{"name":5}}]', "string", "number"),
+    "tools.0.function.description": ('[{"function":{"description":["a"]}}]', "string", "array"),
     "tools.0.function.parameters": ('[{"function":{"parameters":[]}}]', "dict[string,interface]", "array"),
     "tools.0.function.strict": ('[{"function":{"strict":"yes"}}]', "bool", "string"),
     "tool_choice": ("5", "string", "number"),
@@ -568,23 +570,23 @@ REFUSED: dict[str, tuple[bytes, bytes]] = {
     ),
     "a reference elsewhere": (
         schema('{"$ref":"http://a.example/b"}'),
-        bad(f"{SCHEMA}: references must start with #/$defs/"),
+        bad(f"{SCHEMA}: At path '$ref': references must start with #/$defs/"),
     ),
     "a reference to a file": (
         schema('{"items":{"$ref":"file:///etc/passwd"}}'),
-        bad(f"{SCHEMA}: references must start with #/$defs/"),
+        bad(f"{SCHEMA}: At path 'items.$ref': references must start with #/$defs/"),
     ),
     "a reference to nothing": (
         schema('{"$ref":"#/$defs/a"}'),
-        bad(f"{SCHEMA}: $defs not found for reference: #/$defs/a"),
+        bad(f"{SCHEMA}: At path '$ref': $defs not found for reference: #/$defs/a"),
     ),
     "a schema too deep": (
         schema('{"items":' * 40 + "{}" + "}" * 40),
-        bad(f"{SCHEMA}: schema depth exceeds maximum limit of 30"),
+        bad(f"{SCHEMA}: At path '{'.'.join(['items'] * 31)}': schema depth exceeds maximum limit of 30"),
     ),
     "a schema too large": (
         schema('{"description":"' + "x" * 120_000 + '"}'),
-        bad(f"{SCHEMA}: schema exceeds maximum allowed size"),
+        bad(f"{SCHEMA}: At path 'root': schema exceeds maximum allowed size"),
     ),
 }
 

@@ -86,7 +86,7 @@ def test_a_schema_for_an_answer_may_have_any_root_and_names_its_field() -> None:
         'it does not match `response_format.json_schema.schema`: "city" is a required property'
     )
     for text, message in (
-        ('{"$ref":"http://a.example/b"}', "references must start with #/$defs/"),
+        ('{"$ref":"http://a.example/b"}', "At path '$ref': references must start with #/$defs/"),
         ('{"type":"number","minimum":1e300}', "At path 'root': only numbers of up to 15 digits are supported"),
     ):
         with pytest.raises(InvalidRequest) as refused:

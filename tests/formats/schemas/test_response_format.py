@@ -51,12 +51,15 @@ def test_a_schema_is_enforced_and_checked_but_for_what_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        ({"$ref": "http://a.example/b"}, "references must start with #/$defs/"),
-        ({"properties": {"a": {"$ref": "other.json"}}}, "references must start with #/$defs/"),
-        ({"$defs": {}, "$ref": "#/$defs/a"}, "$defs not found for reference: #/$defs/a"),
-        ({"type": "strange"}, "invalid type"),
-        ({"properties": 5}, "properties must be an object"),
-        ({"$defs": 5}, "$defs must be an object"),
+        ({"$ref": "http://a.example/b"}, "At path '$ref': references must start with #/$defs/"),
+        (
+            {"properties": {"a": {"$ref": "other.json"}}},
+            "At path 'properties.a.$ref': references must start with #/$defs/",
+        ),
+        ({"$defs": {}, "$ref": "#/$defs/a"}, "At path '$ref': $defs not found for reference: #/$defs/a"),
+        ({"type": "strange"}, "At path 'root': invalid type"),
+        ({"properties": 5}, "At path 'properties': properties must be an object"),
+        ({"$defs": 5}, "At path '$defs': $defs must be an object"),
         (
             {"type": "array", "minItems": 1_000_000_000},
             "At path 'root': minItems (1000000000) is more than any answer can hold",

@@ -47,6 +47,7 @@ class CalledFunction(Struct):
 
 class MessageToolCall(Struct):
     id: str | None = None
+    type: str | None = None
     function: CalledFunction | None = None
 
 

@@ -16,6 +16,7 @@ MAX_NAME = 256
 
 class DeclaredFunction(Struct):
     name: str | None = None
+    description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 

@@ -55,8 +55,7 @@ class SchemaBook:
         try:
             return self._schema(wanted.schema, _RESPONSE)
         except Refused as refused:
-            reason = refused.finding.message if refused.hard else refused.finding
-            raise InvalidRequest(f"`{_RESPONSE}`: {reason}") from refused
+            raise InvalidRequest(f"`{_RESPONSE}`: {refused.finding}") from refused
 
     def _schema(self, text: str, field: str, check: Callable[[str], None] = lambda text: None) -> Schema:
         key = field, text
