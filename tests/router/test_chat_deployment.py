@@ -875,6 +875,23 @@ async def test_output_beyond_what_was_asked_for_is_not_believed() -> None:
             assert (stream.prompt_tokens, stream.completion_tokens) == (9, expected)
 
 
+async def test_an_answer_whose_usage_never_comes_ends_all_the_same() -> None:
+    """Nor does what keeps coming put the end off."""
+    stop = frame({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+
+    async def hang(peer: Peer, asked: Asked) -> None:
+        await peer.send(STREAM + text("Hello") + stop)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await peer.send(chunk(b": still here\n\n"))
+                await asyncio.sleep(1)
+
+    async with over(Upstream(hang)) as deployment:
+        own = await prepared_tokens(deployment, asking())
+        with await opened(deployment) as stream:
+            assert await everything(stream) == [TextDelta(0, "Hello"), Finished(0, "stop", Usage(own, 1))]
+
+
 async def test_an_encoder_counts_as_the_format_does() -> None:
     encoder = ConversationEncoder(KimiK2("kimi-k2-0905"), ApproximateTokenizer())
     async with over(Upstream(saying()), encoder=encoder, upstream="moonshot") as deployment:

@@ -18,6 +18,7 @@ _MAX_WHOLE = 16 * 1024 * 1024  # bytes of an answer that is no stream
 _MAX_REFUSAL = 64 * 1024  # bytes of an error's body that are read
 _MAX_PER_TOKEN = 128  # characters; hardly a vocabulary has longer tokens
 _ALWAYS = 64 * 1024  # characters of output that are taken, however few tokens were asked for
+_USAGE_PATIENCE = 5.0  # seconds in which the usage may follow an answer that has stopped
 _LINGER = 1.0  # seconds in which a response may end after its answer has, so that its connection can be kept
 
 _Kind = Literal["events", "whole", "refused"]
@@ -65,6 +66,7 @@ class ChatStream:
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._reading = False
+        self._patience: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
@@ -74,6 +76,8 @@ class ChatStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left(self)
+        if self._patience is not None:
+            self._patience.cancel()
         if self._error is not None or not self._reader.complete:
             self._stop()
         elif self._over:
@@ -136,7 +140,10 @@ class ChatStream:
                     raise self._error
                 if self._reader.complete:
                     return []
-                self._waiter = asyncio.get_running_loop().create_future()
+                loop = asyncio.get_running_loop()
+                if self._reader.stopped and self._patience is None:
+                    self._patience = loop.call_later(_USAGE_PATIENCE, self._leave_it)
+                self._waiter = loop.create_future()
                 await self._waiter
         finally:
             self._waiter = None
@@ -183,6 +190,12 @@ class ChatStream:
     def failed(self, error: UpstreamFailed) -> None:
         self._cut = error
         self.end()
+
+    def _leave_it(self) -> None:
+        """The answer is there, but for an end that does not come: it is not what anybody waits for."""
+        if self.open:
+            self._stop()
+            self._wake()
 
     def _take(self) -> list[ChatEvent]:
         """The events of all that has come. What breaks the answer is kept for the next read."""

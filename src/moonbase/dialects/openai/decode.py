@@ -1,7 +1,6 @@
 """Request bytes to `ChatRequest`, shapes only (moonshot-api.md 1). What a model allows is the catalog's matter."""
 
 import json
-import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +18,7 @@ from moonbase.chat.request import (
     Thinking,
     ToolCall,
 )
+from moonbase.dialects.openai.surrogates import mended
 from moonbase.dialects.openai.tools import NamedToolChoice, decode_tool_choice, decode_tools
 from moonbase.dialects.openai.wrong_type import out_of_range, wrong_type
 from moonbase.errors import InvalidRequest
@@ -173,30 +173,16 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         except msgspec.ValidationError as error:
             raise out_of_range(str(error), body) or wrong_type(str(error)) from error
         except msgspec.DecodeError:
-            if b"\\ud" not in body and b"\\uD" not in body:
+            whole = mended(body)
+            if whole == body:
                 raise
-            # JavaScript clients cut strings inside surrogate pairs; the service takes that as U+FFFD.
-            mended = _SURROGATES.sub(_mend, body)
-            if mended == body:
-                raise
-            return _decode(decoder, mended)
+            return _decode(decoder, whole)
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("the request body is not valid UTF-8") from error
     except RecursionError as error:
         raise InvalidRequest("the request body is nested too deeply") from error
-
-
-# An escaped surrogate, or a pair of them, after an even number of backslashes.
-_SURROGATES = re.compile(
-    rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-
-
-def _mend(match: re.Match[bytes]) -> bytes:
-    """A whole pair as it is; half of one as U+FFFD."""
-    return match[0] if match[2] else match[1] + rb"\ufffd"
 
 
 def _refuse_unsupported(wire: ChatCompletionRequest) -> None:

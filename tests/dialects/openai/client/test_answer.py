@@ -60,7 +60,7 @@ def answers(draw: st.DrawFn) -> tuple[int, list[ChatEvent]]:
             events.append(ToolCallStarted(choice, index, f"{name}:{index + 3}", name))
             events += [ArgumentsDelta(choice, index, text) for text in ("{", *arguments)]
         reasons: list[FinishReason] = ["tool_calls", "length"] if calls else ["stop", "length"]
-        completion = draw(st.integers(0, 10**6))
+        completion = draw(st.integers(1 if events else 0, 10**6))
         usage = Usage(prompt, completion, cached, draw(st.integers(0, completion)))
         queues.append([*events, Finished(choice, draw(st.sampled_from(reasons)), usage)])
     mixed: list[ChatEvent] = []
@@ -177,6 +177,7 @@ def read(
 
 END = Finished(0, "stop", Usage(9, 5))
 CALLED = Finished(0, "tool_calls", Usage(9, 5))
+LOST = Finished(0, "stop", Usage(9, 5), broken_calls=1)
 GET, PUT = ToolCallStarted(0, 0, "a", "get"), ToolCallStarted(0, 1, "b", "put")
 LOOK_UP = ToolCallStarted(0, 0, "a", "look_up")
 
@@ -306,7 +307,31 @@ LOOK_UP = ToolCallStarted(0, 0, "a", "look_up")
         ),
         pytest.param([finish("eos"), usage()], [END], id="another word for stop"),
         pytest.param([finish("max_tokens"), usage()], [Finished(0, "length", Usage(9, 5))], id="and for length"),
-        pytest.param([finish("tool_calls"), usage()], [END], id="tool_calls without calls"),
+        pytest.param([finish("tool_calls"), usage()], [LOST], id="tool_calls without calls"),
+        pytest.param([finish("function_call"), usage()], [LOST], id="the calls of old"),
+        pytest.param(
+            [delta(content="x"), finish(), usage(9, 0)],
+            [TextDelta(0, "x"), Finished(0, "stop", Usage(9, 1))],
+            id="output that costs nothing",
+        ),
+        pytest.param(
+            [delta(content="x"), finish(usage={"prompt_tokens": 9, "completion_tokens": 0})],
+            [TextDelta(0, "x"), Finished(0, "stop", Usage(9, 1))],
+            id="output of a choice that costs nothing",
+        ),
+        *[
+            pytest.param(
+                [delta(content="x"), finish(), {"choices": [], "usage": unreadable}],
+                [TextDelta(0, "x"), Finished(0, "stop", Usage(OWN_COUNT, 1))],
+                id=f"a usage of {json.dumps(unreadable)}",
+            )
+            for unreadable in ([], "5", 5, {"prompt_tokens": 2.5}, {"prompt_tokens": "5", "completion_tokens": []})
+        ],
+        pytest.param(
+            [delta(content="x"), finish(usage=7), usage()],
+            [TextDelta(0, "x"), END],
+            id="a usage of a choice that is none",
+        ),
         pytest.param(
             [call(0, "a", "get", "{}"), finish("stop"), usage()],
             [GET, ArgumentsDelta(0, 0, "{}"), CALLED],
@@ -745,7 +770,7 @@ def test_what_was_cached_is_never_more_than_the_prompt() -> None:
     assert under_test.cached_tokens <= under_test.prompt_tokens == 5
 
 
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 1000), st.integers(0, 1000))
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(1, 1000), st.integers(0, 1000))
 def test_nothing_is_lost_in_sharing_out(lengths: list[int], completion: int, reasoning: int) -> None:
     frames = [delta(choice, content="x") for choice, length in enumerate(lengths) for _ in range(length)]
     frames += [finish(choice=choice) for choice in range(len(lengths))]
@@ -756,6 +781,12 @@ def test_nothing_is_lost_in_sharing_out(lengths: list[int], completion: int, rea
     assert sum([end.completion_tokens for end in ends]) == completion
     assert sum([end.reasoning_tokens for end in ends]) == min(reasoning, completion)
     assert all(end.reasoning_tokens <= end.completion_tokens for end in ends)
+
+
+def test_half_a_surrogate_pair_is_no_end_of_an_answer() -> None:
+    frames = [rb'{"choices":[{"delta":{"content":"a\ud83d"}}]}', rb'{"choices":[{"delta":{"content":"\\ud83d"}}]}']
+    events, _ = read([*frames, *chunks(finish(), usage())])
+    assert events == [TextDelta(0, "a\N{REPLACEMENT CHARACTER}"), TextDelta(0, r"\ud83d"), END]
 
 
 def test_a_stream_cut_after_its_finish_reason_is_complete() -> None:

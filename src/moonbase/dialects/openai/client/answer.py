@@ -55,7 +55,7 @@ class AnswerReader:
 
     A call starts when its name is known: some servers send it in pieces, so a name with which a longer one of `tools`
     begins may go on until there are arguments or another call begins. A name that no tool has is reported as it is. A
-    call that has ended without arguments has `{}`.
+    call that has ended without arguments has `{}`. A choice that stopped for calls of which none came has lost them.
     """
 
     def __init__(
@@ -119,12 +119,13 @@ class AnswerReader:
 
     def end(self, events: list[ChatEvent]) -> None:
         """The response is over. Raises when a choice is not."""
-        if not self._stopped:
+        if not self.stopped:
             raise broken("ended the answer before every choice had a finish_reason")
         self._close(events)
 
     @property
-    def _stopped(self) -> bool:
+    def stopped(self) -> bool:
+        """Whether nothing is missing but what the output counts."""
         return all(choice.finish is not None for choice in self._choices)
 
     def _usages(self) -> list[Usage]:
@@ -141,7 +142,7 @@ class AnswerReader:
             self._take(choice, events)
         if chunk.usage is not None:
             self._total = self._usage(chunk.usage, self._choices)
-            if self._stopped:
+            if self.stopped:
                 self._total_is_last = True
                 self._close(events)
 
@@ -153,10 +154,12 @@ class AnswerReader:
         delta = wire.delta or wire.message
         if delta is not None:
             self._take_delta(choice, delta, events)
-        if wire.usage is not None and wire.usage.completion_tokens is not None:  # else it may come yet
+        told = wire.usage.completion_tokens if wire.usage is not None else None
+        if wire.usage is not None and (told or (told == 0 and wire.finish_reason)):  # else it may come yet
             choice.usage = self._usage(wire.usage, [choice])
         if choice.finish is None and (reason := wire.finish) is not None:
             self._end_calls(choice, events, cut=reason == "length")
+            choice.lost_calls = wire.called and not choice.started
             choice.finish = "tool_calls" if choice.started and reason == "stop" else reason
         if choice.finish is not None and choice.usage is not None and not choice.ended:
             self._end(choice, choice.usage, events)
@@ -167,11 +170,11 @@ class AnswerReader:
         if prompt > self._most.prompt:
             self._doubt("prompt_tokens")
             prompt = cached = 0
-        completion, thought = count(wire.completion_tokens), wire.thought
+        completion, thought = count(wire.completion_tokens), wire.thought  # nothing is not what output costs
         impossible = completion > self._most.output * len(choices)
         if impossible:
             self._doubt("completion_tokens")
-        if impossible or wire.completion_tokens is None:
+        if impossible or not completion:
             completion = sum([choice.estimate for choice in choices])
             thought = sum([choice.reasoning_estimate for choice in choices])
         prompt = prompt or self._prompt_tokens
@@ -268,7 +271,7 @@ class AnswerReader:
         choice.usage = usage
         choice.ended = True
         self._open -= 1
-        events.append(Finished(choice.number, choice.finish, usage))
+        events.append(Finished(choice.number, choice.finish, usage, broken_calls=int(choice.lost_calls)))
 
 
 class _Choice:
@@ -278,6 +281,7 @@ class _Choice:
         "ended",
         "estimate",
         "finish",
+        "lost_calls",
         "number",
         "reasoning_estimate",
         "started",
@@ -290,6 +294,7 @@ class _Choice:
         self.reasoning_estimate = 0
         self.started = 0
         self.finish: FinishReason | None = None
+        self.lost_calls = False
         self.usage: Usage | None = None
         self.ended = False
         self._by_index: dict[int, Call] = {}

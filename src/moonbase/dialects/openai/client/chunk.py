@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from moonbase.chat.events import EngineFinish
 from moonbase.dialects.openai.client.failure import ErrorBody, broken
+from moonbase.dialects.openai.surrogates import mended
 from moonbase.errors import ContentFiltered
 
 _REASONS: dict[str, EngineFinish] = {
@@ -23,6 +24,7 @@ _REASONS: dict[str, EngineFinish] = {
     "function_call": "stop",
 }
 """Calls make a `stop` into `tool_calls`, and nothing else does."""
+_FOR_CALLS = ("tool_calls", "tool_use", "function_call")
 
 
 class WireFunction(Struct, gc=False):
@@ -111,6 +113,11 @@ class WireChoice(Struct, gc=False):
             raise broken("gave an answer a finish_reason that is not known")
         return reason
 
+    @property
+    def called(self) -> bool:
+        """Whether the choice says that it stopped for calls."""
+        return self.finish_reason in _FOR_CALLS
+
 
 class Chunk(ErrorBody, gc=False):
     """A chunk of a stream, a whole completion, or an error in the place of one."""
@@ -123,10 +130,26 @@ _decode = msgspec.json.Decoder(Chunk).decode
 
 
 def read_chunk(data: bytes) -> Chunk:
-    """Raises when `data` is none."""
+    """Raises when `data` is none. A usage that nobody can read tells nothing, but breaks no answer."""
     try:
         return _decode(data)
+    except msgspec.ValidationError:
+        return _without_usage(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    if (whole := mended(data)) == data:
+        raise broken("sent what is no chunk of an answer")
+    return read_chunk(whole)
+
+
+def _without_usage(data: bytes) -> Chunk:
+    try:
+        fields = msgspec.json.decode(data)
+        for holder in (fields, *fields.get("choices", ())):
+            if holder.get("usage") is not None:
+                holder["usage"] = {}
+        return msgspec.convert(fields, Chunk)
+    except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
         pass
     raise broken("sent what is no chunk of an answer")
 
