@@ -1,13 +1,16 @@
 """`moonbase verify` against servers of our own: without a fault, and with each that `chaos` can be given."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from tests.e2e.server import K2, Server, cache_with_kimi_vocabulary, kimi_vocabulary
+from tests.e2e.server import K2, Server, cache_with_kimi_vocabulary, eventually, kimi_vocabulary
 from typer.testing import CliRunner, Result
 
 from moonbase.cli.verify import verify
@@ -194,6 +197,32 @@ def test_calls_of_a_folder_of_schemas_are_counted(sound: Server, tmp_path: Path)
     assert (overall["requests"], overall["tool_calls"], overall["length"], overall["valid_prefixes"]) == (12, 8, 4, 4)
 
 
+def test_how_far_it_is_shows_where_nobody_sees_a_bar(sound: Server) -> None:
+    result = run(sound, "--only", "chat.usage", "--only", "chat.length")
+
+    assert "contract: 2 of 2" in result.stderr.splitlines()
+
+
+def test_an_interrupted_run_tells_what_it_found(sound: Server, tmp_path: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text('{"type": "object", "properties": {"a": {"type": "integer"}}}\n')
+    arguments = [sound.base_url, "--model", K2, "--json", "-", "--only", "schemas.*"]
+    arguments += ["--schemas", str(tmp_path), "--count", "1000000"]
+    before = sound.usage_count()
+    command = [sys.executable, "-m", "moonbase", "verify", *arguments]
+    environ = sound.environ | {"MOONSHOT_API_KEY": sound.key}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: sound.usage_count() > before + 10, within=30)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert "interrupted; this is what was found until then" in stderr
+    found = json.loads(stdout)
+    assert (found["interrupted"], found["passed"]) == (True, False)
+    assert 10 <= found["figures"]["schemas"]["overall"]["answered"] < 1_000_000
+    assert statuses(found, "passed").keys() >= {"schemas.names", "schemas.arguments"}
+
+
 def requests(folder: Path) -> Path:
     """Three requests in the vendor verifier's form."""
     search = {
@@ -317,7 +346,9 @@ def test_an_endpoint_that_cannot_be_examined_is_exit_code_2(sound: Server) -> No
         (["--revision", "kimi-k2-0905"], "go together"),
         (["--incremental"], "are for --requests"),
         (["--api-key", "two words"], "no blanks"),
-        (["--only", "no.such.check"], "no check was chosen"),
+        (["--only", "tools.nmaes"], "there is no check 'tools.nmaes'; did you mean 'tools.names'?"),
+        (["--skip", "unheard-of"], "there is no check 'unheard-of'; the names are in docs/guides/verifying.md"),
+        (["--only", "schemas.*"], "none of the chosen checks applies"),
     ],
 )
 def test_options_that_make_no_sense_are_exit_code_2(args: list[str], said: str, sound: Server) -> None:

@@ -338,7 +338,7 @@ async def test_nothing_is_asked_any_more_once_an_examination_has_failed() -> Non
             traits = ModelTraits()
             probe = Probe(Endpoint(client, Access(model=K2, retries=0, concurrency=2)), traits)
             with pytest.raises(Enough):
-                await verify_contract(probe, chosen_checks(traits, Selection()), done)
+                await verify_contract(probe, chosen_checks(traits, Selection()), [], done)
             then = asked
             await asyncio.sleep(0.3)
             assert asked <= then + 1

@@ -1,5 +1,6 @@
 """`moonbase verify`: examine an OpenAI-compatible endpoint as Moonshot's verifiers do, and its contract."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,9 +11,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from moonbase.verify.report import Report
-    from moonbase.verify.run import Examination, Progress
+    from moonbase.verify.report import Report, Selection
+    from moonbase.verify.run import Examination
 
+_EVERY = 10.0  # seconds between two lines about how far it is
 _SHOWN = 3  # findings of one check in the table
 _FORCED = "Schemas"
 _VENDOR = "Vendor verifier"
@@ -174,7 +176,8 @@ def verify(
     Without files, about fifty checks of the Kimi API's contract run. What each of them means is in
     docs/guides/verifying.md.
 
-    Exits with 0 when no check failed, 1 when one did, 2 when the endpoint cannot be examined.
+    Exits with 0 when no check failed, 1 when one did, 2 when the endpoint cannot be examined. Ctrl-C ends it with
+    what was found until then, and 130.
     """
     from rich.console import Console
 
@@ -182,7 +185,7 @@ def verify(
     from moonbase.verify.probe import ModelTraits
     from moonbase.verify.prompt_tokens import PromptCounter, prompt_cases
     from moonbase.verify.report import Selection
-    from moonbase.verify.run import Examination
+    from moonbase.verify.run import Examination, check_names
     from moonbase.verify.schemas import SchemaPlan, read_cases
     from moonbase.verify.vendor import VendorPlan
 
@@ -194,6 +197,9 @@ def verify(
         raise typer.BadParameter("--against and --incremental are for --requests")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key.strip()):
         raise typer.BadParameter("an API key holds no blanks and no special characters", param_hint="--api-key")
+    traits = ModelTraits(thinking=thinking, fixed=_fixed(fixed or []), max_tokens=max_tokens)
+    selection = Selection(tuple(only or ()), tuple(skip or ()))
+    _refuse_unknown(selection, check_names(traits))
     cases, left_out = ((), 0) if schemas is None else read_cases(schemas)
     if left_out:
         console.print(
@@ -211,8 +217,8 @@ def verify(
             concurrency=concurrency,
             retries=retries,
         ),
-        traits=ModelTraits(thinking=thinking, fixed=_fixed(fixed or []), max_tokens=max_tokens),
-        selection=Selection(tuple(only or ()), tuple(skip or ())),
+        traits=traits,
+        selection=selection,
         timeout=timeout,
         ca_file=None if ca_file is None else str(ca_file),
         schemas=SchemaPlan(
@@ -240,8 +246,21 @@ def verify(
         _write_json(report, json)
     if json != "-":
         _print(report)
+    if report.interrupted:
+        typer.echo("moonbase: interrupted; this is what was found until then", err=True)
+        raise typer.Exit(130)
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _refuse_unknown(selection: "Selection", names: list[str]) -> None:
+    """Patterns that could never match, with the name that may be meant."""
+    from difflib import get_close_matches
+
+    for pattern in selection.unmatched(names):
+        near = get_close_matches(pattern, names, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else "the names are in docs/guides/verifying.md"
+        raise typer.BadParameter(f"there is no check {pattern!r}; {meant}", param_hint="--only, --skip")
 
 
 def _run(wanted: "Examination", console: "Console") -> "Report":
@@ -258,8 +277,8 @@ def _run(wanted: "Examination", console: "Console") -> "Report":
     except KeyboardInterrupt:
         typer.echo("moonbase: interrupted", err=True)
         raise typer.Exit(130) from None
-    if not report.results:
-        raise typer.BadParameter("no check was chosen; the names are in docs/guides/verifying.md")
+    if not report.results and not report.interrupted:
+        raise typer.BadParameter("none of the chosen checks applies to this model and the files given")
     return report
 
 
@@ -270,7 +289,7 @@ async def _examine(wanted: "Examination", console: "Console") -> "Report":
     from moonbase.verify.run import examine
 
     if not console.is_terminal:
-        return await examine(wanted, _silent)
+        return await examine(wanted, _Lines(console).section)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
 
@@ -281,12 +300,24 @@ async def _examine(wanted: "Examination", console: "Console") -> "Report":
         return await examine(wanted, section)
 
 
-def _silent(_name: str, _steps: int) -> "Callable[[], None]":
-    return lambda: None
+class _Lines:
+    """How far it is, a line now and then: for logs."""
 
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._last = time.monotonic()
 
-if TYPE_CHECKING:
-    _: Progress = _silent
+    def section(self, name: str, steps: int) -> "Callable[[], None]":
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            if done == steps or time.monotonic() - self._last > _EVERY:
+                self._console.print(f"{name}: {done} of {steps}")
+                self._last = time.monotonic()
+
+        return step
 
 
 def _object(option: str, text: str | None) -> dict[str, Any]:

@@ -75,15 +75,16 @@ def chosen_checks(traits: ModelTraits, selection: Selection) -> list[Check]:
     return [check for check in contract_checks(traits) if selection.wants(check.name)]
 
 
-async def verify_contract(probe: Probe, checks: list[Check], done: Callable[[], None]) -> list[Result]:
-    """Run `checks`; `done` is called after each."""
+async def verify_contract(probe: Probe, checks: list[Check], found: list[Result], done: Callable[[], None]) -> None:
+    """Run `checks`; each adds to what is `found` and calls `done`."""
 
-    async def run(check: Check) -> Result:
+    async def run(check: Check) -> None:
         findings = Findings()
         await check.look(probe, findings)
+        found.append(findings.result(check.name, check.expected))
         done()
-        return findings.result(check.name, check.expected)
 
-    early = await together([run(check) for check in checks if check not in _AT_THE_END])
-    late = [await run(check) for check in checks if check in _AT_THE_END]
-    return sorted([*early, *late], key=lambda result: result.name.partition(".")[0])
+    await together([run(check) for check in checks if check not in _AT_THE_END])
+    for check in checks:
+        if check in _AT_THE_END:
+            await run(check)

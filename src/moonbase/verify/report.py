@@ -22,7 +22,7 @@ class Result(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """`figures` are the counts of the sections that ran, by section."""
+    """`figures` are the counts of the sections that ran, by section. An interrupted run found only this much."""
 
     url: str
     model: str
@@ -30,10 +30,11 @@ class Report(Struct, frozen=True, kw_only=True):
     seconds: float
     results: tuple[Result, ...]
     figures: dict[str, Any]
+    interrupted: bool = False
 
     @property
     def passed(self) -> bool:
-        return not any(result.status == "failed" for result in self.results)
+        return not self.interrupted and not any(result.status == "failed" for result in self.results)
 
     @property
     def fixed_values(self) -> dict[str, str]:
@@ -58,6 +59,13 @@ class Selection(Struct, frozen=True):
     def wants(self, name: str) -> bool:
         chosen = not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
         return chosen and not any(fnmatchcase(name, pattern) for pattern in self.skip)
+
+    def unmatched(self, names: Iterable[str]) -> list[str]:
+        """The patterns that match none of `names`."""
+        names = tuple(names)
+        return [
+            pattern for pattern in (*self.only, *self.skip) if not any(fnmatchcase(name, pattern) for name in names)
+        ]
 
     def wants_any(self, names: Iterable[str]) -> bool:
         return any(self.wants(name) for name in names)

@@ -1,14 +1,16 @@
 """A whole examination: every section that was asked for, one report."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct, to_builtins
 
+from moonbase.chat.request import SamplingOptions
 from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.upstream.limits import UpstreamLimits
-from moonbase.verify.contract import chosen_checks, verify_contract
+from moonbase.verify.contract import chosen_checks, contract_checks, verify_contract
 from moonbase.verify.endpoint import Access, Endpoint
 from moonbase.verify.probe import ModelTraits, Probe
 from moonbase.verify.prompt_tokens import RULE as PROMPT_RULE
@@ -37,31 +39,33 @@ class Examination(Struct, frozen=True, kw_only=True):
     prompts: tuple[PromptCase, ...] = ()
 
 
+def check_names(traits: ModelTraits) -> list[str]:
+    """All checks that there are, for models of these traits and of others, with whatever files."""
+    every = ModelTraits(
+        thinking="optional", fixed=dict.fromkeys(SamplingOptions.__struct_fields__) | dict(traits.fixed)
+    )
+    names = [check.name for checks in map(contract_checks, (traits, every)) for check in checks]
+    return sorted({*names, "chat.n", PROMPT_RULE, *SCHEMA_RULES, *VENDOR_RULES})
+
+
 async def examine(wanted: Examination, progress: Progress) -> Report:
-    """Run it. Raises `EndpointFailed` when the endpoint is not there, and `ConfigurationError` for bad files."""
+    """Run it; cancelled, it returns what was found until then.
+
+    Raises `EndpointFailed` when the endpoint is not there, and `ConfigurationError` for bad files.
+    """
     started = time.monotonic()
     limits = UpstreamLimits(first_byte_timeout=wanted.timeout, idle_timeout=wanted.timeout)
     results: list[Result] = []
     figures: dict[str, Any] = {}
+    interrupted = False
     async with UpstreamClient(wanted.url, limits=limits, ca_file=wanted.ca_file) as client:
         endpoint = Endpoint(client, wanted.access)
         vendor = None if wanted.vendor is None else VendorRun(endpoint, wanted.vendor)
-        await endpoint.introduce()
-        selection = wanted.selection
-        if checks := chosen_checks(wanted.traits, selection):
-            probe = Probe(endpoint, wanted.traits)
-            results += await verify_contract(probe, checks, progress("contract", len(checks)))
-        if wanted.prompts and selection.wants(PROMPT_RULE):
-            step = progress("prompt tokens", len(wanted.prompts))
-            result, figures["prompt_tokens"] = await verify_prompt_tokens(endpoint, wanted.prompts, step)
-            results.append(result)
-        if wanted.schemas is not None and selection.wants_any(SCHEMA_RULES):
-            run = SchemaRun(endpoint, wanted.schemas)
-            results += await run.run(selection, progress("schemas", run.total))
-            figures["schemas"] = {"overall": to_builtins(run.overall), "bounded": to_builtins(run.limited)}
-        if vendor is not None and selection.wants_any(VENDOR_RULES):
-            found, figures["vendor"] = await vendor.run(selection, progress("requests", vendor.total))
-            results += found
+        try:
+            await endpoint.introduce()
+            await _run_sections(endpoint, wanted, vendor, progress, results, figures)
+        except asyncio.CancelledError:
+            interrupted = True
     return Report(
         url=wanted.url,
         model=endpoint.model,
@@ -69,4 +73,37 @@ async def examine(wanted: Examination, progress: Progress) -> Report:
         seconds=round(time.monotonic() - started, 3),
         results=tuple(results),
         figures=figures,
+        interrupted=interrupted,
     )
+
+
+async def _run_sections(
+    endpoint: Endpoint,
+    wanted: Examination,
+    vendor: VendorRun | None,
+    progress: Progress,
+    results: list[Result],
+    figures: dict[str, Any],
+) -> None:
+    """Add to `results` and `figures`, also when cancelled."""
+    selection = wanted.selection
+    if checks := chosen_checks(wanted.traits, selection):
+        try:
+            await verify_contract(Probe(endpoint, wanted.traits), checks, results, progress("contract", len(checks)))
+        finally:
+            order = {check.name: place for place, check in enumerate(checks)}
+            results.sort(key=lambda result: (result.name.partition(".")[0], order[result.name]))
+    if wanted.prompts and selection.wants(PROMPT_RULE):
+        step = progress("prompt tokens", len(wanted.prompts))
+        result, figures["prompt_tokens"] = await verify_prompt_tokens(endpoint, wanted.prompts, step)
+        results.append(result)
+    if wanted.schemas is not None and selection.wants_any(SCHEMA_RULES):
+        run = SchemaRun(endpoint, wanted.schemas)
+        try:
+            await run.run(progress("schemas", run.total))
+        finally:
+            results += run.judge(selection)
+            figures["schemas"] = {"overall": to_builtins(run.overall), "bounded": to_builtins(run.limited)}
+    if vendor is not None and selection.wants_any(VENDOR_RULES):
+        found, figures["vendor"] = await vendor.run(selection, progress("requests", vendor.total))
+        results += found

@@ -159,8 +159,8 @@ class SchemaRun:
         self._plan = plan
         self._problems: dict[str, Findings] = {}
 
-    async def run(self, selection: Selection, done: Callable[[], None]) -> list[Result]:
-        """Ask, then judge. `done` is called after each answer."""
+    async def run(self, done: Callable[[], None]) -> None:
+        """Ask. `done` is called after each answer."""
         numbers = iter(range(self.total))
 
         async def work() -> None:
@@ -169,6 +169,9 @@ class SchemaRun:
                 done()
 
         await together([work() for _ in range(self._endpoint.concurrency)])
+
+    def judge(self, selection: Selection) -> list[Result]:
+        """The results of the checks over the answers that have come. Once, at the end."""
         self._judge_counts()
         return [self._found(name).result(name, rule) for name, rule in RULES.items() if selection.wants(name)]
 
