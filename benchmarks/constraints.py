@@ -69,7 +69,7 @@ class Bench:
 
     def _ids(self, asked: Conversation) -> TokenIds:
         ids = array("I")
-        for segment in self._format.render(asked).segments:
+        for segment in self._format.render(asked):
             if isinstance(segment, Control):
                 ids.append(self._tokenizer.control(segment.name))
             else:

@@ -63,7 +63,7 @@ class RawEngine:
     def _ids(self, prompt: str) -> ov.Tensor:
         ids: list[int] = []
         asked = Conversation(messages=(Message(role="user", content=(TextPart(prompt),)),))
-        for segment in Hermes().render(asked).segments:
+        for segment in Hermes().render(asked):
             if isinstance(segment, Control):
                 ids.append(self._tokenizer.control(segment.name))
             else:

@@ -35,7 +35,10 @@ def refused_start(folder: Path, *args: str, **options: Any) -> str:
         ("server.prot=1", "server.prot: there is no such setting; docs/reference/settings.md lists them"),
         ("server.port=many", "server.port: Expected `int`, got `str`"),
         ("server.host=0.0.0.0", "server.host: 0.0.0.0 can be reached from other machines"),
-        ("echo.script=/nowhere/script.txt", "echo.script: /nowhere/script.txt cannot be read as UTF-8 text"),
+        (
+            "echo.script=/nowhere/script.txt",
+            "echo.script: /nowhere/script.txt cannot be read (No such file or directory)",
+        ),
         ("database.url=mysql://a/b", "database.url: mysql is not supported"),
         ("models.new.alias_of=nothing", "models.new.alias_of: there is no model nothing"),
         ("metrics.token=", "metrics.token: must be printable ASCII text that is not empty"),

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -110,6 +111,20 @@ def test_parallel_calls_are_answered_together(client: OpenAI) -> None:
     calls = answer.choices[0].message.tool_calls or []
     assert [int(call.id.rpartition(":")[2]) for call in calls] == list(range(len(calls)))
     assert ask(client, messages, tool_choice="none").choices[0].message.content
+
+
+def test_a_loop_that_a_script_plays_goes_from_the_call_to_the_answer(start_server: StartServer, tmp_path: Path) -> None:
+    """The script of docs/guides/tools.md, and the program of an ordinary user."""
+    guide = (Path(__file__).parents[2] / "docs/guides/tools.md").read_text(encoding="utf-8")
+    script = tmp_path / "loop.jsonl"
+    script.write_text(guide.partition("```json\n")[2].partition("```")[0], encoding="utf-8")
+    server = start_server("--set", f"echo.script={script}")
+    client = OpenAI(api_key=server.key, base_url=server.base_url)
+    messages: list[Any] = [{"role": "user", "content": "What's the weather in Tokyo?"}]
+
+    assert answered(messages, ask(client, messages)) == 1
+    assert ask(client, messages).choices[0].message.content == "It is 22 degrees in Tokyo."
+    assert ask(client, [{"role": "user", "content": "Hello"}]).choices[0].message.content == "Hello"
 
 
 def test_a_streamed_call_is_put_together_by_the_library(client: OpenAI) -> None:

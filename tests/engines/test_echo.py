@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from moonbase.chat.request import Sampling
 from moonbase.config import EchoSettings
@@ -97,7 +98,17 @@ async def test_a_script_of_lines_answers_each_user_message_and_repeats_others(tm
     assert answers == ["See you.", "Hello!", "What?"]
 
 
-@pytest.mark.parametrize("line", ["{", '{"user": "Hi"}', '{"user": "a", "output": "b", "c": 1}', "5"])
+async def test_a_script_plays_the_turns_of_a_loop_one_after_the_other_and_repeats_the_last(tmp_path: Path) -> None:
+    script = tmp_path / "script.jsonl"
+    script.write_text('{"user": "Hi", "output": ["first", "second"]}\n', encoding="utf-8")
+    engine = EchoEngine(EchoSettings(script=str(script)), TOKENIZER, ())
+    asked = [structs.replace(request("Hi"), turn=turn) for turn in range(4)]
+    assert [text_of(await played(engine.generate(each))) for each in asked] == ["first", "second", "second", "second"]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"user": "a", "output": []}', "{", '{"user": "Hi"}', '{"user": "a", "output": "b", "c": 1}', "5"]
+)
 def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
     script = tmp_path / "script.jsonl"
     script.write_text(line)

@@ -30,7 +30,7 @@ class Noticing(ApproximateTokenizer):
 
 
 def prompt(*segments: str | Control) -> Prompt:
-    return Prompt(segments, "")
+    return segments
 
 
 async def test_ids_are_those_of_the_segments_in_order() -> None:

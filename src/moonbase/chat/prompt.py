@@ -10,13 +10,5 @@ class Control(Struct, frozen=True, tag="control"):
 
 
 Segment = str | Control
-
-
-class Prompt(Struct, frozen=True):
-    """Segments in order. A `str` is plain text whatever it looks like: it never becomes control tokens.
-
-    `user_text` is the last user message, for engines that answer from text (`echo`).
-    """
-
-    segments: tuple[Segment, ...]
-    user_text: str
+Prompt = tuple[Segment, ...]
+"""In order. A `str` is plain text whatever it looks like: it never becomes control tokens."""

@@ -1,5 +1,6 @@
 """What a client asks for, whatever dialect it spoke."""
 
+import itertools
 from typing import Literal
 
 from msgspec import Struct
@@ -142,3 +143,14 @@ class Conversation(Struct, frozen=True, kw_only=True):
     keep_reasoning: bool = False
     arguments: tuple[JsonSchema, ...] = ()
     content: JsonSchema | None = None
+
+    @property
+    def user_text(self) -> str:
+        """The last user message."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
+    def turn(self) -> int:
+        """How many answers have followed that one already."""
+        since = itertools.takewhile(lambda message: message.role != "user", reversed(self.messages))
+        return sum([message.role == "assistant" and not message.partial for message in since])

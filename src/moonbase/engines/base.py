@@ -52,8 +52,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     fits the window. Generation stops at any of `stop_ids`, which are not part of the output.
     `constraint` is what the output must be, and `grammar` the same in the engine's own dialect: an engine with a
     dialect obeys `grammar` alone, and a `constraint` without one goes unenforced there.
-    `cache_scope` separates prefix caches (an organization id). `user_text` is the last user
-    message for engines that answer from text.
+    `cache_scope` separates prefix caches (an organization id). `user_text` is the last user message, which `turn`
+    answers have followed, for engines that answer from text.
     """
 
     request_id: str
@@ -65,6 +65,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     grammar: Grammar | None = None
     cache_scope: str = ""
     user_text: str = ""
+    turn: int = 0
 
 
 class Delta(Struct):

@@ -6,9 +6,10 @@ It constrains nothing while it generates; what a request demands is validated af
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from moonbase.config import EchoSettings
 from moonbase.engines.base import EngineDescription, GenerateRequest, Generation, Tokenizer
@@ -34,7 +35,7 @@ class EchoEngine:
         """Nothing to make ready."""
 
     def generate(self, request: GenerateRequest) -> Generation:
-        pieces = None if self._script is None else self._script.output(request.user_text)
+        pieces = None if self._script is None else self._script.output(request.user_text, request.turn)
         kept, finish = cut(words(request, self._tokenizer) if pieces is None else pieces, request.max_tokens)
         return Playback(
             kept,
@@ -49,10 +50,17 @@ class EchoEngine:
 
 
 class Line(Struct, forbid_unknown_fields=True):
-    """One line of a `.jsonl` script: the raw `output` that follows the user message `user`."""
+    """One line of a `.jsonl` script: the raw output that follows the user message `user`.
+
+    Of several, each follows the answer before it, as in a loop of tool calls; the last is repeated.
+    """
 
     user: str
-    output: str
+    output: str | Annotated[list[str], Meta(min_length=1)]
+
+    @property
+    def outputs(self) -> list[str]:
+        return [self.output] if isinstance(self.output, str) else self.output
 
 
 class Script:
@@ -66,18 +74,23 @@ class Script:
         try:
             text = file.read_text(encoding="utf-8")
             lines = msgspec.json.Decoder(Line).decode_lines(text) if file.suffix == ".jsonl" else None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"echo.script: {file} cannot be read as UTF-8 text") from error
+        except OSError as error:
+            raise ConfigurationError(f"echo.script: {file} cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"echo.script: {file} is not UTF-8 text") from error
         except msgspec.DecodeError as error:
             raise ConfigurationError(f"echo.script: {file} is not lines of user and output: {error}") from error
         self._tokenizer = tokenizer
         self._markers = re.compile(f"({'|'.join(map(re.escape, markers))})") if markers else None
         self._always = self._pieces(text) if lines is None else None
-        self._by_user = {line.user: self._pieces(line.output) for line in lines or ()}
+        self._by_user = {line.user: [self._pieces(output) for output in line.outputs] for line in lines or ()}
 
-    def output(self, user_text: str) -> Pieces | None:
-        """What is played after `user_text`, None when the script has nothing for it."""
-        return self._always if self._always is not None else self._by_user.get(user_text)
+    def output(self, user_text: str, turn: int) -> Pieces | None:
+        """What is played after `user_text` and `turn` answers to it, None when the script has nothing for it."""
+        if self._always is not None:
+            return self._always
+        outputs = self._by_user.get(user_text)
+        return None if outputs is None else outputs[min(turn, len(outputs) - 1)]
 
     def _pieces(self, text: str) -> Pieces:
         pieces: Pieces = []

@@ -147,7 +147,7 @@ class ChatDeployment:
         else:
             wording, next_call = _worded(request)
         if self._encoder is not None:
-            tokens = len((await self._encoder.encode(conversation, scope))[1])
+            tokens = len(await self._encoder.encode(conversation, scope))
         else:
             tokens = wording.text_bytes // _BYTES_PER_TOKEN + 1
         tokens += wording.images * _IMAGE_TOKENS

@@ -23,13 +23,13 @@ class ConversationEncoder:
         self._format = format
         self._encoder = PromptEncoder(tokenizer)
 
-    async def encode(self, conversation: Conversation, scope: str) -> tuple[Prompt, TokenIds]:
-        """The prompt and its token ids; `scope` as in `PromptEncoder`. Raises `InvalidRequest` as the format does."""
+    async def encode(self, conversation: Conversation, scope: str) -> TokenIds:
+        """The prompt's token ids; `scope` as in `PromptEncoder`. Raises `InvalidRequest` as the format does."""
         if _is_large(conversation):
             prompt = await asyncio.to_thread(self._format.render, conversation)
         else:
             prompt = self._format.render(conversation)
-        return prompt, await self._encoder.encode(prompt, scope)
+        return await self._encoder.encode(prompt, scope)
 
 
 def _is_large(conversation: Conversation) -> bool:
@@ -52,9 +52,9 @@ class PromptEncoder:
 
     async def encode(self, prompt: Prompt, scope: str) -> TokenIds:
         """The prompt's token ids. What is not known and together long is encoded in one thread."""
-        parts = [self._find(segment, scope) for segment in prompt.segments]
+        parts = [self._find(segment, scope) for segment in prompt]
         places = [place for place, part in enumerate(parts) if part is None]
-        unknown = [segment for place in places if isinstance(segment := prompt.segments[place], str)]
+        unknown = [segment for place in places if isinstance(segment := prompt[place], str)]
         if sum([len(text) for text in unknown]) > _IN_THREAD:
             encoded = await asyncio.to_thread(self._encode_all, unknown)
         else:

@@ -16,7 +16,7 @@ from moonbase.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from moonbase.chat.prompt import Prompt, Segment
+from moonbase.chat.prompt import Segment
 from moonbase.chat.request import ChatRequest, Conversation, Sampling
 from moonbase.config import EngineSettings
 from moonbase.engines.base import Delta, Engine, GenerateRequest, Generation, TokenIds, Tokenizer
@@ -86,8 +86,8 @@ class TokenDeployment:
         grammar = None
         if constraint is not None and self._grammars is not None:
             grammar = await self._grammars.prepare(constraint)
-        prompt, ids = await self._encoder.encode(conversation, scope)
-        return PreparedPrompt(self, prompt, ids, request.stop, conversation, constraint, grammar, scope)
+        ids = await self._encoder.encode(conversation, scope)
+        return PreparedPrompt(self, ids, request.stop, conversation, constraint, grammar, scope)
 
     def _constraint(self, conversation: Conversation) -> Constraint | None:
         """What the engine is to enforce; a free answer needs no enforcing where the engine cannot."""
@@ -115,7 +115,8 @@ class TokenDeployment:
                 constraint=prompt.constraint,
                 grammar=prompt.grammar,
                 cache_scope=prompt.scope,
-                user_text=prompt.user_text,
+                user_text=prompt.conversation.user_text,
+                turn=prompt.conversation.turn,
             )
         )
         choices = [self._choice(prompt, number, max_tokens) for number in range(sampling.n)]
@@ -132,12 +133,11 @@ class TokenDeployment:
 class PreparedPrompt:
     """A rendered and tokenised conversation, and what its answer must be."""
 
-    __slots__ = ("_deployment", "constraint", "conversation", "grammar", "ids", "scope", "stop", "user_text")
+    __slots__ = ("_deployment", "constraint", "conversation", "grammar", "ids", "scope", "stop")
 
     def __init__(
         self,
         deployment: TokenDeployment,
-        prompt: Prompt,
         ids: TokenIds,
         stop: tuple[str, ...],
         conversation: Conversation,
@@ -146,7 +146,6 @@ class PreparedPrompt:
         scope: str,
     ) -> None:
         self._deployment = deployment
-        self.user_text = prompt.user_text
         self.ids = ids
         self.stop = stop
         self.conversation = conversation

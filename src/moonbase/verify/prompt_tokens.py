@@ -56,7 +56,7 @@ class PromptCounter:
                 keep_reasoning=thinking is not None and thinking.keep,
                 arguments=tuple([JsonSchema(each.parameters) for each in request.tools]),
             )
-            segments = self._format.render(conversation).segments
+            segments = self._format.render(conversation)
         except InvalidRequest as error:
             raise ConfigurationError(f"a case of prompt tokens is no request: {error}") from error
         return sum([1 if isinstance(each, Control) else len(self._tokenizer.encode_plain(each)) for each in segments])

@@ -53,7 +53,7 @@ def result(number: int, text: str) -> Message:
 
 
 def segments(*messages: Message, format: Hermes | None = None, **more: bool) -> tuple[Segment, ...]:
-    return (format or Hermes()).render(Conversation(messages=messages, **more)).segments
+    return (format or Hermes()).render(Conversation(messages=messages, **more))
 
 
 def text(rendered: tuple[Segment, ...]) -> str:
@@ -92,13 +92,12 @@ noon
 
 def test_a_conversation_is_rendered_turn_by_turn_without_a_default_system_prompt() -> None:
     prompt = Hermes().render(Conversation(messages=(HI, message("assistant", "Yes?"), message("user", "Bye"))))
-    assert prompt.segments == (
+    assert prompt == (
         *(START, "user\nHi", END, "\n"),
         *(START, "assistant\nYes?", END, "\n"),
         *(START, "user\nBye", END, "\n"),
         *(START, "assistant\n"),
     )
-    assert prompt.user_text == "Bye"
 
 
 def test_parts_of_text_are_joined() -> None:
@@ -125,13 +124,12 @@ def test_the_name_of_a_partial_message_is_part_of_its_prefix() -> None:
 
 def test_a_conversation_without_a_user_is_rendered_too() -> None:
     prompt = Hermes().render(Conversation(messages=(message("system", "Be."),)))
-    assert prompt.segments == (START, "system\nBe.", END, "\n", START, "assistant\n")
-    assert prompt.user_text == ""
+    assert prompt == (START, "system\nBe.", END, "\n", START, "assistant\n")
 
 
 def test_tools_are_declared_in_the_system_turn() -> None:
     def rendered(*messages: Message) -> str:
-        return text(Hermes().render(Conversation(messages=messages, tools=TOOLS)).segments)
+        return text(Hermes().render(Conversation(messages=messages, tools=TOOLS)))
 
     turn = f"<|im_start|>system\n{DECLARED}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert rendered(HI) == turn
@@ -164,7 +162,7 @@ def test_markers_are_tokens_where_the_vocabulary_has_them() -> None:
     calls, results = ["<tool_call>", "</tool_call>"] * 2, ["<tool_response>", "</tool_response>"] * 2
     assert found == [*turn, *turn, turn[0], *calls, turn[1], turn[0], *results, turn[1], turn[0]]
     assert text(segments(*LOOP, format=format)) == text(segments(*LOOP))
-    declared = format.render(Conversation(messages=(HI,), tools=TOOLS)).segments
+    declared = format.render(Conversation(messages=(HI,), tools=TOOLS))
     assert [part.name for part in declared if isinstance(part, Control)].count("<tool_call>") == 2  # not the client's
 
 

@@ -66,8 +66,7 @@ def render(conversation: Conversation, tokens: frozenset[str], *, thinks: bool) 
     if thinks and (last.partial or not conversation.thinking):
         segments += _NO_THOUGHT
     segments.append(_prefix(last))
-    user_text = next((m.text for m in reversed(messages) if m.role == "user"), "")
-    return Prompt(_spelled(segments, tokens), user_text)
+    return _spelled(segments, tokens)
 
 
 def _system(first: Message, tools: tuple[Tool, ...]) -> list[Segment]:

@@ -52,8 +52,7 @@ def render(revision: Revision, declarations: Declarations, conversation: Convers
                 segments.append(message.text)
         segments.append(_END)
     segments += _beginning(revision, conversation)
-    user_text = next((message.text for message in reversed(messages) if message.role == "user"), "")
-    return Prompt(tuple([segment for segment in segments if segment]), user_text)
+    return tuple([segment for segment in segments if segment])
 
 
 def _open_loop(messages: tuple[Message, ...]) -> int:
