@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_that_their_engine_fetches_are_not_pulled(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"vllm or sglang loads it from the .* moonshotai/Kimi-K2-Instruct-0905"):
+    with pytest.raises(ModelFileError, match=r"hf download moonshotai/Kimi-K2-Instruct-0905 .* --engine vllm"):
         pull(load_catalog({}).weights["kimi-k2"], tmp_path, quiet)
 
 

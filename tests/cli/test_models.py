@@ -22,7 +22,7 @@ def test_a_piped_list_is_tab_separated_with_windows_and_prices() -> None:
     assert "kimi-k2-0905-preview\t262144\t0.6\t0.60\t0.15\t2.50" in lines
     assert "moonshot-v1-auto\t131072\t0\tby size\tby size\tby size" in lines
     assert "smollm2-135m\t1.0 GB\t0.1 GB\t8192\topenvino, llamacpp\tApache-2.0\tmissing" in lines
-    assert "kimi-k2\t1,200 GB\t1,030 GB\t262144\tvllm, sglang\tModified MIT\tby engine" in lines
+    assert "kimi-k2\t1,200 GB\t1,030 GB\t262144\tvllm, sglang\tModified MIT\tnot fetched here" in lines
 
 
 def test_the_help_says_what_a_pipe_gets() -> None:

@@ -81,8 +81,9 @@ def pull(weights: Weights, cache_dir: Path, progress: Progress) -> Pulled:
     """
     if isinstance(weights.source, HubRepository):
         raise ModelFileError(
-            f"{weights.name} is not fetched by Moonbase: {' or '.join(weights.engines)} loads it from the"
-            f" Hugging Face repository {weights.source.repository}"
+            f"{weights.name} is too large to be fetched on the way; download it with: hf download"
+            f" {weights.source.repository} --local-dir FOLDER, and serve what is in it with:"
+            f" moonbase serve --engine {weights.engines[0]} --model PATH"
         )
     assert weights.file is not None
     target = cache_dir / "models" / weights.file

@@ -179,7 +179,7 @@ def _weights_json(weights: "Weights", present: bool) -> dict[str, object]:
 
 def _state(weights: "Weights", present: bool) -> str:
     if weights.file is None:
-        return "by engine"
+        return "not fetched here"
     return "present" if present else "missing"
 
 

@@ -117,6 +117,10 @@ def _announce(settings: "Settings", world: "World", base_url: str) -> None:
     others = len(list(world.router.deployments)) - 1
     which = "Every model id" if not others else "Every model id without a deployment of its own"
     console.print(f"{which} is answered by [bold]{default.name}[/bold], with {size}.")
+    if not default.ready:
+        console.print(
+            f"{default.name} cannot be reached yet: requests get a 503 until it can. See the log.", style="yellow"
+        )
     if settings.server.public and settings.server.tls_certificate is None:
         console.print(_NO_TLS, style="yellow")
     _announce_key(console, world.first_key)

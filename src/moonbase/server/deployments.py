@@ -1,5 +1,6 @@
 """Makes the deployment that a table of settings describes: engine, tokenizer and format, not yet started."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def _openvino(recipe: _Recipe) -> Deployment:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"{recipe.key}.name: the openvino engine needs the package {error.name}; "
-            "install it with: pip install 'moonbase[openvino]'"
+            f"install it with: {sys.executable} -m pip install 'moonbase[openvino]'"
         ) from error
     from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
 

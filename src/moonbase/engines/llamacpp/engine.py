@@ -314,7 +314,8 @@ def llamacpp_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path 
         raise ConfigurationError("the engine llamacpp needs a GGUF file, or the url of a running server")
     if find_spec("xllamacpp") is None:
         raise ConfigurationError(
-            "the engine llamacpp needs the package xllamacpp; install it with: pip install 'moonbase[llamacpp]'"
+            "the engine llamacpp needs the package xllamacpp; "
+            f"install it with: {sys.executable} -m pip install 'moonbase[llamacpp]'"
         )
     command = partial(_command, settings, model, GGUF.read(model))
     return LlamaCppEngine(settings, tokenizer, Program(command, wire.KEY_VARIABLE, scrubbed(os.environ)))
