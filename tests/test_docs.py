@@ -43,6 +43,19 @@ def test_the_tests_that_the_compatibility_table_names_exist() -> None:
         assert (ROOT / "tests" / name).is_file(), name
 
 
+def test_the_functions_that_the_compatibility_table_names_exist() -> None:
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")]
+    defined = {name for source in sources for name in re.findall(r"def (test_\w+)\(", source)}
+    assert set(re.findall(r"`(test_\w+)`", COMPATIBILITY)) <= defined
+
+
+def test_every_row_about_a_field_names_its_test() -> None:
+    for section in COMPATIBILITY.split("\n## "):
+        if section.startswith("Fields"):
+            for row in [line for line in section.splitlines() if line.startswith(("| `", "| block"))]:
+                assert re.search(r"`test_\w+` \|$", row), row
+
+
 def test_every_metric_is_documented() -> None:
     metrics = Metrics()
     metrics.model("m").ended("stop", 1, 1, 1)

@@ -110,6 +110,13 @@ class EngineSettings(_Section, frozen=True):
     enforce: Annotated[
         bool, _d("Hold tool calls and JSON answers to their schemas; `false` passes on what the model writes.")
     ] = True
+    stable_prefix: Annotated[
+        bool,
+        _d(
+            "Leave lines out of system prompts that clients change with every request, such as the one for Claude "
+            "Code's billing: no prefix cache would match after them. Chat upstreams get them all the same."
+        ),
+    ] = True
     max_running: Annotated[Count, _d("Choices generated at once; more wait.")] = 32
     max_waiting: Annotated[Count, _d("Choices that may wait; more are refused as overloaded.")] = 256
     threads: Annotated[int, Meta(ge=0), _d("CPU threads of the embedded engine; 0 means one per core.")] = 0

@@ -51,6 +51,7 @@ class ModelMetrics:
         "invalid_outputs",
         "outcomes",
         "prompt_tokens",
+        "removed_lines",
         "time_to_first_token",
     )
 
@@ -61,6 +62,7 @@ class ModelMetrics:
         self.cached_tokens = 0
         self.completion_tokens = 0
         self.invalid_outputs = 0
+        self.removed_lines = 0
         self.outcomes: dict[str, int] = {}
 
     def ended(self, outcome: str, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> None:
@@ -117,6 +119,11 @@ class Metrics(Collector):
         invalid = CounterMetricFamily(
             "moonbase_invalid_outputs", "Answers that were not what the request demanded.", labels=["model"]
         )
+        removed = CounterMetricFamily(
+            "moonbase_removed_lines",
+            "Lines left out of system prompts because they change with every request.",
+            labels=["model"],
+        )
         ended = CounterMetricFamily("moonbase_requests", "Requests run, by their end.", labels=["model", "outcome"])
         for name, model in list(self._models.items()):
             model.time_to_first_token.add_to(ttft, [name])
@@ -125,9 +132,10 @@ class Metrics(Collector):
             cached.add_metric([name], model.cached_tokens)
             output.add_metric([name], model.completion_tokens)
             invalid.add_metric([name], model.invalid_outputs)
+            removed.add_metric([name], model.removed_lines)
             for outcome, count in list(model.outcomes.items()):
                 ended.add_metric([name, outcome], count)
-        yield from (ttft, inter, prompt, cached, output, invalid, ended)
+        yield from (ttft, inter, prompt, cached, output, invalid, removed, ended)
         gauges: dict[str, GaugeMetricFamily] = {}
         for name, help_text, model_name, read in self._gauges:
             gauge = gauges.setdefault(name, GaugeMetricFamily(name, help_text, labels=["model"]))

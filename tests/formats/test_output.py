@@ -131,10 +131,13 @@ def test_tokens_are_counted_segment_by_segment() -> None:
     assert decoder.tokens == [2, 0]
 
 
-def expected(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+def expected(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
     """What comes before the stop string that is complete first; of two that end together, the longer."""
-    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-    return (text[: min(found)[1]], True) if found else (text, False)
+    found = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text]
+    if not found:
+        return text, None
+    _, start, stop = min(found)
+    return text[:start], stop
 
 
 @given(alphabet, stops, cuts)

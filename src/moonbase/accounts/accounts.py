@@ -32,6 +32,16 @@ def bearer(header: str | None) -> str:
     raise IncorrectApiKey
 
 
+def credential(authorization: str | None, api_key: str | None) -> str:
+    """The secret of a request that may carry it in `x-api-key` too (moonshot-api.md 8.1); `Authorization` goes first.
+
+    Raises `IncorrectApiKey` for any other shape.
+    """
+    if authorization is not None or api_key is None:
+        return bearer(authorization)
+    return bearer(f"Bearer {api_key}")
+
+
 class Balance(Struct, frozen=True):
     """Money of an organization in nano-units of its currency. A debt is negative cash."""
 

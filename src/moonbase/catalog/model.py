@@ -19,13 +19,17 @@ class Range(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The sampling parameters of a model (moonshot-api.md 1.2)."""
+    """The sampling parameters of a model (moonshot-api.md 1.2).
+
+    `messages_scale` makes a temperature of the Messages API into one of the model's (moonshot-api.md 8.1).
+    """
 
     temperature: Range
     top_p: Range
     n: Range
     presence_penalty: Range
     frequency_penalty: Range
+    messages_scale: float = 1.0
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):

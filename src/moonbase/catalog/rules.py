@@ -1,6 +1,8 @@
 """Applies a model's parameter rules to what a client asked for."""
 
-from moonbase.catalog.model import Model, Range
+from msgspec import structs
+
+from moonbase.catalog.model import Model, Range, Rules
 from moonbase.chat.request import Sampling, SamplingOptions, Thinking
 from moonbase.errors import InvalidRequest
 
@@ -28,7 +30,7 @@ def sampling(model: Model, options: SamplingOptions, *, thinks: bool = True) -> 
 
     Raises `InvalidRequest` in the style of moonshot-api.md 9.5, naming the first parameter at fault.
     """
-    rules = model.rules if thinks else model.instant_rules
+    rules = _rules(model, thinks=thinks)
     chosen = Sampling(
         temperature=_checked("temperature", options.temperature, rules.temperature),
         top_p=_checked("top_p", options.top_p, rules.top_p),
@@ -40,6 +42,34 @@ def sampling(model: Model, options: SamplingOptions, *, thinks: bool = True) -> 
         detail = f"invalid n: only 1 is allowed when temperature is under {_GREEDY_BELOW:g}"
         raise InvalidRequest(detail, prefix=False)
     return chosen
+
+
+def from_messages(model: Model, options: SamplingOptions, *, thinks: bool = True) -> SamplingOptions:
+    """Options of the Messages API in the model's own terms (moonshot-api.md 8.1). What is out of range stays so."""
+    if options.temperature is None or not 0 <= options.temperature <= 1:
+        return options
+    scale = _rules(model, thinks=thinks).messages_scale
+    return structs.replace(options, temperature=options.temperature * scale)
+
+
+def without_fixed(
+    model: Model, options: SamplingOptions, *, thinks: bool = True
+) -> tuple[SamplingOptions, dict[str, float]]:
+    """`options` without a temperature and top_p that the model fixes to other values, and those values.
+
+    For programs that know nothing of such models: the Messages API has none.
+    """
+    rules = _rules(model, thinks=thinks)
+    fixed = {
+        name: allowed.min
+        for name, allowed in (("temperature", rules.temperature), ("top_p", rules.top_p))
+        if allowed.min == allowed.max and getattr(options, name) not in (None, allowed.min)
+    }
+    return structs.replace(options, **dict.fromkeys(fixed)), fixed
+
+
+def _rules(model: Model, *, thinks: bool) -> Rules:
+    return model.rules if thinks else model.instant_rules
 
 
 def _checked(name: str, value: float | None, allowed: Range) -> float:

@@ -54,12 +54,16 @@ class ArgumentsDelta(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The last event of a choice. `broken_calls` are tool calls that were begun and could not be reported."""
+    """The last event of a choice. `stop` is the stop string that ended it, where one is known to have.
+
+    `broken_calls` are tool calls that were begun and could not be reported.
+    """
 
     choice: int
     reason: FinishReason
     usage: Usage
     broken_calls: int = 0
+    stop: str | None = None
 
 
 OutputEvent = ReasoningDelta | TextDelta | ToolCallStarted | ArgumentsDelta

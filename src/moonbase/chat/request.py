@@ -35,7 +35,8 @@ class Message(Struct, frozen=True, kw_only=True):
     """One turn. `partial` marks a last assistant message that the model is to continue.
 
     `reasoning` is what an assistant thought, None when the client did not send the field. A message with role
-    `tool` answers the call `tool_call_id` of the assistant turn before it.
+    `tool` answers the call `tool_call_id` of the assistant turn before it. `position` is its place in the client's
+    list.
     """
 
     role: Role
@@ -45,6 +46,7 @@ class Message(Struct, frozen=True, kw_only=True):
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    position: int = 0
 
     @property
     def text(self) -> str:
@@ -88,13 +90,17 @@ class ResponseFormat(Struct, frozen=True, kw_only=True):
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True):
-    """Sampling as the client gave it; None where it left the choice to the model."""
+    """Sampling as the client gave it; None where it left the choice to the model.
+
+    `scaled` temperatures are those of the Messages API (moonshot-api.md 8.1).
+    """
 
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    scaled: bool = False
 
 
 class Sampling(Struct, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ class EchoEngine:
 
 
 class Line(Struct, forbid_unknown_fields=True):
-    """One line of a `.jsonl` script: the raw output that follows the user message `user`.
+    """One line of a `.jsonl` script: the raw output that follows the user message `user`, or one that ends with it.
 
     Of several, each follows the answer before it, as in a loop of tool calls; the last is repeated.
     """
@@ -89,7 +89,9 @@ class Script:
         """What is played after `user_text` and `turn` answers to it, None when the script has nothing for it."""
         if self._always is not None:
             return self._always
-        outputs = self._by_user.get(user_text)
+        outputs = self._by_user.get(user_text) or next(
+            (outputs for user, outputs in self._by_user.items() if user_text.endswith(user)), None
+        )
         return None if outputs is None else outputs[min(turn, len(outputs) - 1)]
 
     def _pieces(self, text: str) -> Pieces:

@@ -116,19 +116,20 @@ class StopStrings:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
-        self.matched = False
+        self.matched: str | None = None
+        """The stop string that was found."""
 
     def feed(self, text: str) -> str:
         """The text now known to be outside any stop string; after a match, nothing more."""
-        if self.matched:
+        if self.matched is not None:
             return ""
         if not self._stops:
             return text
         text = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.matched, self._held = True, ""
-            _, start = min(found)
+            _, start, self.matched = min(found)
+            self._held = ""
             return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from moonbase.catalog.model import Capabilities
 from moonbase.chat.request import ChatRequest, Conversation, Sampling, SamplingOptions, Thinking, ToolCall
@@ -81,6 +81,7 @@ class ChatDeployment:
     """
 
     enforces = False
+    renders = False
 
     def __init__(
         self, name: str, target: Target, limits: EngineSettings, encoder: ConversationEncoder | None = None
@@ -187,7 +188,8 @@ class ChatDeployment:
     def _sampling(self, request: ChatRequest, resolved: Sampling) -> SamplingOptions:
         """Defaults filled in, except where a model of the service's stands in for another: it has its own."""
         if self._target.upstream == "moonshot" and self._target.model not in ("", request.model):
-            return request.sampling
+            given = request.sampling
+            return given if given.temperature is None else structs.replace(given, temperature=resolved.temperature)
         return SamplingOptions(
             temperature=resolved.temperature,
             top_p=resolved.top_p,

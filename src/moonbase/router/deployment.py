@@ -78,7 +78,8 @@ class Deployment(Protocol):
     """What answers for one or more public ids. Its owner starts and closes it.
 
     `name` is how the banner, `/v1/models` and `Moonbase-Served-By` show it. Where `enforces` is true, tool calls and
-    JSON answers are held to their schemas; else what comes is passed on as it is.
+    JSON answers are held to their schemas; else what comes is passed on as it is. One that `renders` makes the prompt
+    here, of the conversation; another passes the request on.
     """
 
     @property
@@ -89,6 +90,9 @@ class Deployment(Protocol):
 
     @property
     def enforces(self) -> bool: ...
+
+    @property
+    def renders(self) -> bool: ...
 
     @property
     def limits(self) -> EngineSettings:

@@ -33,6 +33,8 @@ class TokenDeployment:
     The engine is started and closed with it. Formats render text only so far, so images are refused.
     """
 
+    renders = True
+
     def __init__(
         self, name: str, format: Format, tokenizer: Tokenizer, engine: Engine, settings: EngineSettings
     ) -> None:
@@ -221,7 +223,7 @@ class TokenStream:
             reason = "tool_calls"
         if reason is not None:
             usage = Usage(self.prompt_tokens, choice.tokens, choice.cached, choice.reasoning_tokens)
-            events.append(Finished(delta.choice, reason, usage, choice.broken_calls))
+            events.append(Finished(delta.choice, reason, usage, choice.broken_calls, choice.stop))
 
 
 class _Choice:
@@ -261,6 +263,11 @@ class _Choice:
         """Whether it has all it may have, so that the engine need not go on."""
 
     @property
+    def stop(self) -> str | None:
+        """The stop string that ended it."""
+        return None if self._stops is None else self._stops.matched
+
+    @property
     def broken_calls(self) -> int:
         """Tool calls that were begun and could not be reported."""
         return self._parser.dropped
@@ -282,7 +289,7 @@ class _Choice:
             events += found
             return finish
         self._cut(self._stops, found, events)
-        if self._stops.matched:
+        if self._stops.matched is not None:
             self.ended = True
             return "stop"
         if finish is not None and (held := self._stops.flush()):
@@ -306,7 +313,7 @@ class _Choice:
             text = stops.feed(event.text) if isinstance(event, TextDelta) else stops.flush()
             if text:
                 events.append(TextDelta(self._number, text))
-            if stops.matched:
+            if stops.matched is not None:
                 return
             if not isinstance(event, TextDelta):
                 events.append(event)

@@ -3,15 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moonbase.config import Settings
-from moonbase.dialects.openai.encode import encode_error, encode_unknown_path
+from moonbase.dialects.base import Dialect
+from moonbase.dialects.openai.encode import encode_unknown_path
 from moonbase.errors import (
     ApiError,
     EngineUnavailable,
@@ -27,18 +29,31 @@ from moonbase.service.ids import Ids
 from moonbase.telemetry import Metrics
 
 Endpoint = Callable[[Exchange], Awaitable[None]]
-Routes = list[tuple[str, str, Endpoint]]
+
+
+class Served(Struct, frozen=True):
+    """One route. Whatever is wrong with a request to `path` is told in its dialect."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    dialect: Dialect
+
 
 log = logging.getLogger("moonbase.requests")
 
 
-def build_app(settings: Settings, routes: Routes, metrics: Metrics, ids: Ids) -> ASGIApp:
-    """Put the endpoints (method, path, endpoint) behind the checks and the error handling all of them share."""
+def build_app(settings: Settings, routes: list[Served], default: Dialect, metrics: Metrics, ids: Ids) -> ASGIApp:
+    """Put the endpoints behind the checks and the error handling all of them share.
+
+    `default` is the dialect on paths that do not exist.
+    """
     router = Router(
-        [Route(path, _Adapter(endpoint), methods=[method]) for method, path, endpoint in routes],
+        [Route(each.path, _Adapter(each.endpoint), methods=[each.method]) for each in routes],
         redirect_slashes=False,
     )
-    app: ASGIApp = Gateway(settings, router, metrics, ids)
+    dialects = {each.path: each.dialect for each in routes}
+    app: ASGIApp = Gateway(settings, router, dialects, default, metrics, ids)
     if settings.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -69,9 +84,19 @@ class _Adapter:
 class Gateway:
     """The outermost edge: whatever happens inside becomes one well-formed answer and one log line."""
 
-    def __init__(self, settings: Settings, router: Router, metrics: Metrics, ids: Ids) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        router: Router,
+        dialects: Mapping[str, Dialect],
+        default: Dialect,
+        metrics: Metrics,
+        ids: Ids,
+    ) -> None:
         self._limits = settings.server
         self._router = router
+        self._dialects = dialects
+        self._default = default
         self._metrics = metrics
         self._ids = ids
         self._bodies = BodyBudget(settings.server.max_bodies_bytes)
@@ -79,7 +104,9 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
-        exchange = Exchange(scope, receive, send, self._limits, self._bodies, self._ids.request(), self._ids.trace())
+        dialect = self._dialects.get(scope["path"], self._default)
+        request_id, trace_id = self._ids.request(), self._ids.trace()
+        exchange = Exchange(scope, receive, send, dialect, self._limits, self._bodies, request_id, trace_id)
         scope["moonbase.exchange"] = exchange
         scope["app"] = self  # makes Starlette raise for a wrong method instead of answering itself
         try:
@@ -117,7 +144,7 @@ class Gateway:
             headers.append((b"retry-after", b"%d" % error.retry_after))
         if isinstance(error, RequestTooLarge | RequestTimeout):
             headers.append((b"connection", b"close"))
-        await exchange.respond(encode_error(error), status=error.status, headers=headers)
+        await exchange.respond(exchange.dialect.error(error), status=error.status, headers=headers)
 
     async def _unknown_path(self, exchange: Exchange) -> None:
         agent = (exchange.header(b"user-agent") or "").encode("latin-1").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The endpoints of the OpenAI dialect and of operations: they convert, the service decides."""
+"""The endpoints: they convert, the service decides."""
 
 import asyncio
 import secrets
@@ -8,14 +8,13 @@ from typing import TypeVar
 
 import msgspec
 
-from moonbase.accounts.accounts import Accounts, Admission, bearer
+from moonbase.accounts.accounts import Accounts, Admission, bearer, credential
 from moonbase.catalog.catalog import Catalog
 from moonbase.chat.events import ChatEvent
 from moonbase.chat.request import ChatRequest
 from moonbase.config import Settings
-from moonbase.dialects.openai.decode import decode_chat, decode_estimate
-from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion
-from moonbase.dialects.openai.models import ModelEntry, encode_balance, encode_estimate, encode_models
+from moonbase.dialects.base import Dialect, Head
+from moonbase.dialects.openai.models import ModelEntry, encode_balance, encode_models
 from moonbase.errors import ApiError, EngineUnavailable, InvalidAuthentication
 from moonbase.router.router import Router
 from moonbase.server.exchange import Exchange, Header
@@ -32,9 +31,10 @@ _LARGEST_HEADER = 2048
 
 
 class ChatEndpoint:
-    """POST /v1/chat/completions (moonshot-api.md 1 to 3)."""
+    """Answers to conversations: POST /v1/chat/completions (moonshot-api.md 1 to 3), /anthropic/v1/messages (8)."""
 
-    def __init__(self, accounts: Accounts, chat: ChatService, ids: Ids) -> None:
+    def __init__(self, dialect: Dialect, accounts: Accounts, chat: ChatService, ids: Ids) -> None:
+        self._dialect = dialect
         self._accounts = accounts
         self._chat = chat
         self._ids = ids
@@ -42,7 +42,7 @@ class ChatEndpoint:
     async def __call__(self, exchange: Exchange) -> None:
         with await enter(self._accounts, exchange) as caller:
             exchange.caller = caller
-            request = await _decoded(decode_chat, await exchange.body())
+            request = await _decoded(self._dialect.decode, await exchange.body())
             async with exchange.while_connected(), self._chat.open(caller, request, exchange.arrival) as answer:
                 exchange.model = answer.model.id
                 exchange.on_leave = answer.abandon
@@ -53,14 +53,7 @@ class ChatEndpoint:
                     await self._whole(exchange, request, answer, events)
 
     async def _stream(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
-        arrived_at = exchange.arrival.at // 1000
-        encoder = ChunkEncoder(
-            self._ids.completion(arrived_at),
-            arrived_at,
-            request.model,
-            answer.served_by,
-            include_usage=request.include_usage,
-        )
+        encoder = self._dialect.stream(self._head(request, answer, exchange.arrival.at // 1000))
         await exchange.start([(b"cache-control", b"no-cache"), *_answer_headers(answer)])
         try:
             while events:
@@ -80,20 +73,44 @@ class ChatEndpoint:
         while events:
             everything += events
             events = await answer.read()
-        body = encode_completion(
-            self._ids.completion(exchange.arrival.at // 1000), int(time.time()), request.model, everything
-        )
+        body = self._dialect.whole(self._head(request, answer, int(time.time())), everything)
         await exchange.respond(body, headers=_answer_headers(answer))
+
+    def _head(self, request: ChatRequest, answer: Answer, created: int) -> Head:
+        return Head(
+            id=self._ids.completion(created),
+            created=created,
+            model=request.model,
+            served_by=answer.served_by,
+            prompt_tokens=answer.prompt_tokens,
+            cached_tokens=answer.cached_tokens,
+            include_usage=request.include_usage,
+        )
+
+
+class CountEndpoint:
+    """The tokens of a prompt: POST /v1/tokenizers/estimate-token-count, /anthropic/v1/messages/count_tokens."""
+
+    def __init__(self, dialect: Dialect, accounts: Accounts, chat: ChatService) -> None:
+        self._dialect = dialect
+        self._accounts = accounts
+        self._chat = chat
+
+    async def __call__(self, exchange: Exchange) -> None:
+        with await enter(self._accounts, exchange) as caller:
+            exchange.caller = caller
+            request = await _decoded(self._dialect.decode_count, await exchange.body())
+            tokens = await self._chat.count(caller, request)
+            await exchange.respond(self._dialect.count(tokens), headers=[])
 
 
 class AccountEndpoints:
-    """The small authenticated endpoints (moonshot-api.md 4 and 5)."""
+    """The small authenticated endpoints (moonshot-api.md 4 and 5.2)."""
 
-    def __init__(self, accounts: Accounts, catalog: Catalog, router: Router, chat: ChatService) -> None:
+    def __init__(self, accounts: Accounts, catalog: Catalog, router: Router) -> None:
         self._accounts = accounts
         self._catalog = catalog
         self._router = router
-        self._chat = chat
 
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models: the ids, with the windows and abilities of what really serves them."""
@@ -111,14 +128,6 @@ class AccountEndpoints:
                 for served in served_models(self._catalog, self._router)
             ]
             await exchange.respond(encode_models(entries), headers=[])
-
-    async def estimate(self, exchange: Exchange) -> None:
-        """POST /v1/tokenizers/estimate-token-count."""
-        with await enter(self._accounts, exchange) as caller:
-            exchange.caller = caller
-            model_id, messages = await _decoded(decode_estimate, await exchange.body())
-            tokens = await self._chat.count(caller, model_id, messages)
-            await exchange.respond(encode_estimate(tokens), headers=[])
 
     async def balance(self, exchange: Exchange) -> None:
         """GET /v1/users/me/balance: granted credit minus recorded cost."""
@@ -162,8 +171,9 @@ class OperationEndpoints:
 
 
 async def enter(accounts: Accounts, exchange: Exchange) -> Admission:
-    """Authenticate the request by its Authorization header."""
-    return await accounts.enter(bearer(exchange.header(b"authorization")))
+    """Authenticate the request by the header that its dialect has keys in."""
+    api_key = exchange.header(b"x-api-key") if exchange.dialect.takes_api_key else None
+    return await accounts.enter(credential(exchange.header(b"authorization"), api_key))
 
 
 async def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from starlette.types import Receive, Scope, Send
 
 from moonbase.config import ServerSettings
+from moonbase.dialects.base import Dialect
 from moonbase.errors import EngineOverloaded, RequestTimeout, RequestTooLarge
 from moonbase.service.chat import Arrival
 from moonbase.store.records import Caller
@@ -46,6 +47,7 @@ class Exchange:
         scope: Scope,
         receive: Receive,
         send: Send,
+        dialect: Dialect,
         limits: ServerSettings,
         bodies: "BodyBudget",
         request_id: str,
@@ -53,6 +55,7 @@ class Exchange:
     ) -> None:
         self.scope = scope
         self.receive = receive
+        self.dialect = dialect
         self.arrival = Arrival(request_id, time.time_ns() // 1_000_000, time.monotonic())
         self.trace_id = trace_id
         self.caller: Caller | None = None

@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 
 from moonbase import __version__
+from moonbase.dialects.anthropic.decode import CountTokensRequest, MessagesRequest
+from moonbase.dialects.anthropic.dialect import MESSAGES
 from moonbase.dialects.openai.decode import ChatCompletionRequest, EstimateRequest
 
 _ERRORS = {
@@ -20,17 +22,26 @@ _ERRORS = {
     "503": "The engine is not available; Retry-After tells when to try again.",
     "504": "A time limit of the generation passed.",
 }
-_REQUIRED = {"ChatCompletionRequest": ["model", "messages"], "EstimateRequest": ["model", "messages"]}
+_REQUIRED = {
+    "ChatCompletionRequest": ["model", "messages"],
+    "EstimateRequest": ["model", "messages"],
+    "MessagesRequest": ["model", "messages", "max_tokens"],
+    "CountTokensRequest": ["model", "messages"],
+}
 
 
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 description of the public endpoints."""
     _, components = msgspec.json.schema_components(
-        [ChatCompletionRequest, EstimateRequest], ref_template="#/components/schemas/{name}"
+        [ChatCompletionRequest, EstimateRequest, MessagesRequest, CountTokensRequest],
+        ref_template="#/components/schemas/{name}",
     )
     for name, required in _REQUIRED.items():
         components[name]["required"] = required
     components["Error"] = _object(error=_object(message={"type": "string"}, type={"type": "string"}))
+    components["TypedError"] = _object(
+        type={"const": "error"}, error=_object(type={"type": "string"}, message={"type": "string"})
+    )
     components["UnknownPath"] = _object(
         code={"type": "integer"},
         error={"type": "string"},
@@ -53,22 +64,38 @@ def document() -> dict[str, Any]:
             "/v1/tokenizers/estimate-token-count": {
                 "post": _operation("Count the tokens of a conversation", "EstimateRequest")
             },
+            **{path: {"post": _messages("Create a message", "MessagesRequest", streams=True)} for path in MESSAGES},
+            **{
+                f"{path}/count_tokens": {"post": _messages("Count the tokens of a prompt", "CountTokensRequest")}
+                for path in MESSAGES
+            },
             "/v1/users/me/balance": {"get": _operation("Read the balance", None)},
             "/healthz": {"get": {**_operation("The process answers", None), "security": []}},
             "/readyz": {"get": {**_operation("Requests would be accepted", None), "security": []}},
         },
         "components": {
             "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
     }
 
 
-def _operation(summary: str, body: str | None, *, streams: bool = False) -> dict[str, Any]:
+def _messages(summary: str, body: str, *, streams: bool = False) -> dict[str, Any]:
+    """Of the Messages API: errors of two shapes, keys in two headers."""
+    operation = _operation(summary, body, streams=streams, errors=("TypedError", "Error", "UnknownPath"))
+    return operation | {"security": [{"key": []}, {"header": []}]}
+
+
+def _operation(
+    summary: str, body: str | None, *, streams: bool = False, errors: tuple[str, ...] = ("Error", "UnknownPath")
+) -> dict[str, Any]:
     success: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if streams:
         success["text/event-stream"] = {"schema": {"type": "string"}}
-    error = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Error", "UnknownPath")]}}
+    error = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in errors]}}
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {

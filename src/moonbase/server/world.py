@@ -11,11 +11,13 @@ from starlette.types import ASGIApp
 from moonbase.accounts.accounts import Accounts
 from moonbase.catalog.catalog import Catalog, load_catalog
 from moonbase.config import Settings
+from moonbase.dialects.anthropic.dialect import MESSAGES, Anthropic
+from moonbase.dialects.openai.dialect import OpenAI
 from moonbase.router.deployment import Deployment
 from moonbase.router.router import Router
-from moonbase.server.app import Routes, build_app
+from moonbase.server.app import Served, build_app
 from moonbase.server.deployments import build_deployment
-from moonbase.server.endpoints import AccountEndpoints, ChatEndpoint, OperationEndpoints
+from moonbase.server.endpoints import AccountEndpoints, ChatEndpoint, CountEndpoint, OperationEndpoints
 from moonbase.service.chat import ChatService
 from moonbase.service.ids import Ids
 from moonbase.store.database import Database, database_url
@@ -50,20 +52,24 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
         for deployment in router.deployments:
             metrics.gauge("moonbase_running", "Choices being generated.", deployment.name, _running(deployment))
             metrics.gauge("moonbase_waiting", "Choices waiting for their turn.", deployment.name, _waiting(deployment))
-        account_endpoints = AccountEndpoints(accounts, catalog, router, chat)
+        openai, anthropic = OpenAI(), Anthropic()
+        account_endpoints = AccountEndpoints(accounts, catalog, router)
         operations = OperationEndpoints(settings, router, metrics)
-        routes: Routes = [
-            ("POST", "/v1/chat/completions", ChatEndpoint(accounts, chat, ids)),
-            ("GET", "/v1/models", account_endpoints.models),
-            ("POST", "/v1/tokenizers/estimate-token-count", account_endpoints.estimate),
-            ("GET", "/v1/users/me/balance", account_endpoints.balance),
-            ("GET", "/healthz", operations.healthz),
-            ("GET", "/readyz", operations.readyz),
-            ("GET", "/openapi.json", operations.openapi),
+        messages, count = ChatEndpoint(anthropic, accounts, chat, ids), CountEndpoint(anthropic, accounts, chat)
+        routes = [
+            Served("POST", "/v1/chat/completions", ChatEndpoint(openai, accounts, chat, ids), openai),
+            Served("GET", "/v1/models", account_endpoints.models, openai),
+            Served("POST", "/v1/tokenizers/estimate-token-count", CountEndpoint(openai, accounts, chat), openai),
+            Served("GET", "/v1/users/me/balance", account_endpoints.balance, openai),
+            Served("GET", "/healthz", operations.healthz, openai),
+            Served("GET", "/readyz", operations.readyz, openai),
+            Served("GET", "/openapi.json", operations.openapi, openai),
+            *[Served("POST", path, messages, anthropic) for path in MESSAGES],
+            *[Served("POST", f"{path}/count_tokens", count, anthropic) for path in MESSAGES],
         ]
         if settings.metrics.token is not None:
-            routes.append(("GET", "/metrics", operations.metrics))
-        yield World(build_app(settings, routes, metrics, ids), router, first_key)
+            routes.append(Served("GET", "/metrics", operations.metrics, openai))
+        yield World(build_app(settings, routes, openai, metrics, ids), router, first_key)
 
 
 async def _start_deployments(settings: Settings, catalog: Catalog, cache: Path, stack: AsyncExitStack) -> Router:

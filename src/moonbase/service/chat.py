@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from moonbase.accounts.accounts import Accounts
 from moonbase.accounts.tokens import Tokens
@@ -16,14 +16,15 @@ from moonbase.catalog import rules
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Model
 from moonbase.chat.events import ChatEvent, Finished
-from moonbase.chat.request import ChatRequest, ImagePart, Message
-from moonbase.config import EngineSettings, Settings
+from moonbase.chat.request import ChatRequest, Conversation, ImagePart, Message, Sampling, SamplingOptions
+from moonbase.config import EngineSettings, Mode, Settings
 from moonbase.errors import GenerationTimeout, InvalidOutput, InvalidRequest, PromptTooLong
 from moonbase.formats.schemas.book import SchemaBook
 from moonbase.router.deployment import Deployment, EventStream, PreparedChat
 from moonbase.router.deployment import window as real_window
 from moonbase.router.router import Router
 from moonbase.service.demand import Demand, OutputChecks
+from moonbase.service.hygiene import without_changing_lines
 from moonbase.store.records import Caller, Outcome
 from moonbase.telemetry import Metrics, ModelMetrics
 
@@ -64,8 +65,13 @@ class Answer:
         self._tokens = 0
 
     @property
+    def prompt_tokens(self) -> int:
+        """Ours to count; an upstream that counts itself may tell another number at the end."""
+        return self._stream.prompt_tokens
+
+    @property
     def cached_tokens(self) -> int:
-        """Prompt tokens from the cache; known from the first read on."""
+        """Prompt tokens from the cache; known from the first read on, of some upstreams at the end only."""
         return self._stream.cached_tokens
 
     def abandon(self) -> None:
@@ -137,11 +143,12 @@ class ChatService:
         Raises `ApiError` for whatever is wrong before the first event.
         """
         model = self._catalog.resolve(request.model)
-        demand = await self._demand(request, model)
-        sampling = rules.sampling(model, request.sampling, thinks=demand.thinks)
+        demand = await self._demand(request, model, self._settings.mode)
+        sampling = self._sampling(request.sampling, model, demand)
         deployment = self._router.pick(model)
         _refuse_images(request.messages, deployment)
-        prompt = await deployment.prepare(request, demand.conversation, caller.organization_id)
+        conversation = self._stable(demand, deployment, model)
+        prompt = await deployment.prepare(request, conversation, caller.organization_id)
         max_tokens = self._output_limit(request, model, deployment, prompt, demand.adapted)
         billed = model.tier_for(prompt.tokens + max_tokens)
         today = datetime.fromtimestamp(arrival.at / 1000, UTC).date()
@@ -177,19 +184,39 @@ class ChatService:
                 if not failed:
                     reservation.settle(used, outcome=answer.outcome, first_token_at=answer.first_token_at)
 
-    async def _demand(self, request: ChatRequest, model: Model) -> Demand:
+    def _sampling(self, options: SamplingOptions, model: Model, demand: Demand) -> Sampling:
+        """In lenient mode what a model fixes is no reason to refuse a program that speaks the Messages API."""
+        if options.scaled:
+            options = rules.from_messages(model, options, thinks=demand.thinks)
+            if self._settings.mode == "lenient":
+                options, fixed = rules.without_fixed(model, options, thinks=demand.thinks)
+                demand.adapted += [f"{name}={value:g}" for name, value in fixed.items()]
+        return rules.sampling(model, options, thinks=demand.thinks)
+
+    def _stable(self, demand: Demand, deployment: Deployment, model: Model) -> Conversation:
+        """The conversation without what would keep its prompt out of a prefix cache."""
+        conversation = demand.conversation
+        if not (deployment.renders and deployment.limits.stable_prefix):
+            return conversation
+        messages, removed = without_changing_lines(conversation.messages)
+        if not removed:
+            return conversation
+        self._metrics.model(model.id).removed_lines += removed
+        demand.adapted.append(f"system.removed_lines={removed}")
+        return structs.replace(conversation, messages=messages)
+
+    async def _demand(self, request: ChatRequest, model: Model, mode: Mode) -> Demand:
         """Schemas that take long are read in a thread."""
         if self._schemas.takes_long(request):
-            return await asyncio.to_thread(Demand, request, model, self._settings.mode, self._schemas)
-        return Demand(request, model, self._settings.mode, self._schemas)
+            return await asyncio.to_thread(Demand, request, model, mode, self._schemas)
+        return Demand(request, model, mode, self._schemas)
 
-    async def count(self, caller: Caller, model_id: str, messages: tuple[Message, ...]) -> int:
-        """Tokens that `messages` would be as a prompt, by the tokenizer that serves the model."""
-        model = self._catalog.resolve(model_id)
+    async def count(self, caller: Caller, request: ChatRequest) -> int:
+        """Tokens that the prompt of `request` would have, by the tokenizer that serves the model."""
+        model = self._catalog.resolve(request.model)
         deployment = self._router.serves(model)
-        _refuse_images(messages, deployment)
-        request = ChatRequest(model=model_id, messages=messages)
-        conversation = Demand(request, model, "lenient", self._schemas).conversation
+        _refuse_images(request.messages, deployment)
+        conversation = self._stable(await self._demand(request, model, mode="lenient"), deployment, model)
         return (await deployment.prepare(request, conversation, caller.organization_id)).tokens
 
     def _output_limit(
@@ -223,9 +250,10 @@ class ChatService:
 def _refuse_images(messages: tuple[Message, ...], deployment: Deployment) -> None:
     if deployment.capabilities.image_in:
         return
-    for position, message in enumerate(messages):
+    for message in messages:
         if any(isinstance(part, ImagePart) for part in message.content):
-            raise InvalidRequest(f"the message at position {position} has an image, which {deployment.name} cannot see")
+            place = f"the message at position {message.position}"
+            raise InvalidRequest(f"{place} has an image, which {deployment.name} cannot see")
 
 
 class _Watchdog:

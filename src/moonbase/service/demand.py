@@ -156,7 +156,7 @@ def _refuse_with_thinking(request: ChatRequest, model: Model, *, thinks: bool) -
         raise InvalidRequest("tool_choice 'required' is incompatible with thinking enabled", prefix=False)
     if switched and request.tool_choice.kind == "function":
         raise InvalidRequest("tool_choice 'specified' is incompatible with thinking enabled", prefix=False)
-    for position, message in enumerate(request.messages):
+    for message in request.messages:
         if message.tool_calls and message.reasoning is None:
-            where = f"assistant tool call message at index {position}"
+            where = f"assistant tool call message at index {message.position}"
             raise InvalidRequest(f"thinking is enabled but reasoning_content is missing in {where}", prefix=False)

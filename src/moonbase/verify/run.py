@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct, to_builtins
 
-from moonbase.chat.request import SamplingOptions
+from moonbase.chat.request import Sampling
 from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.upstream.limits import UpstreamLimits
 from moonbase.verify.contract import chosen_checks, contract_checks, verify_contract
@@ -41,9 +41,7 @@ class Examination(Struct, frozen=True, kw_only=True):
 
 def check_names(traits: ModelTraits) -> list[str]:
     """All checks that there are, for models of these traits and of others, with whatever files."""
-    every = ModelTraits(
-        thinking="optional", fixed=dict.fromkeys(SamplingOptions.__struct_fields__) | dict(traits.fixed)
-    )
+    every = ModelTraits(thinking="optional", fixed=dict.fromkeys(Sampling.__struct_fields__) | dict(traits.fixed))
     names = [check.name for checks in map(contract_checks, (traits, every)) for check in checks]
     return sorted({*names, "chat.n", PROMPT_RULE, *SCHEMA_RULES, *VENDOR_RULES})
 

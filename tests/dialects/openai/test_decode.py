@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from moonbase.chat.request import (
     ChatRequest,
@@ -67,7 +68,7 @@ def messages(draw: st.DrawFn) -> tuple[Message, ...]:
     if draw(st.booleans()):
         role: Role = "assistant"
         found.append(Message(role=role, content=(TextPart(draw(texts)),), name=draw(names), partial=True))
-    return tuple(found)
+    return tuple([structs.replace(message, position=place) for place, message in enumerate(found)])
 
 
 requests = st.builds(
@@ -218,6 +219,6 @@ def test_the_path_of_a_deep_number_is_cut() -> None:
 
 
 def test_an_estimate_needs_only_model_and_messages() -> None:
-    model, found = decode_estimate(json.dumps(GOOD | {"temperature": "ignored here"}).encode())
-    assert model == "m"
-    assert [message.text for message in found] == ["Hi"]
+    found = decode_estimate(json.dumps(GOOD | {"temperature": "ignored here"}).encode())
+    assert found.model == "m"
+    assert [message.text for message in found.messages] == ["Hi"]

@@ -17,6 +17,7 @@ from moonbase.chat.events import (
     ToolCallStarted,
     Usage,
 )
+from moonbase.dialects.base import Head
 from moonbase.dialects.openai.encode import (
     ChunkEncoder,
     encode_completion,
@@ -27,6 +28,18 @@ from moonbase.dialects.openai.encode import (
 from moonbase.errors import ApiError, InvalidRequest, ModelNotFound
 
 ID, NOW, MODEL = "chatcmpl-0123456789abcdef01234567", 1_700_000_000, "kimi-k2-0905-preview"
+
+
+def head(*, include_usage: bool = False) -> Head:
+    return Head(
+        id=ID,
+        created=NOW,
+        model=MODEL,
+        served_by="echo",
+        prompt_tokens=1,
+        cached_tokens=0,
+        include_usage=include_usage,
+    )
 
 
 @st.composite
@@ -73,7 +86,7 @@ def usage_of(wire: dict[str, Any]) -> Usage:
 
 
 def stream(events: list[ChatEvent], cuts: list[int], *, include_usage: bool = False) -> bytes:
-    encoder = ChunkEncoder(ID, NOW, MODEL, "echo", include_usage=include_usage)
+    encoder = ChunkEncoder(head(include_usage=include_usage))
     borders = [0, *sorted(cut % (len(events) + 1) for cut in cuts), len(events)]
     batches = [events[start:end] for start, end in pairwise(borders)]
     return b"".join([encoder.encode(batch) for batch in batches if batch]) + encoder.done()
@@ -130,7 +143,7 @@ def test_every_choice_is_introduced_once_before_all_else(events: list[ChatEvent]
 
 @given(answers())
 def test_a_whole_answer_is_the_fold_of_its_stream(events: list[ChatEvent]) -> None:
-    whole = json.loads(encode_completion(ID, NOW, MODEL, events))
+    whole = json.loads(encode_completion(head(), events))
     messages: dict[int, dict[str, Any]] = {}
     ends: dict[int, Finished] = {}
     for event in decoded(read_sse(stream(events, []))):
@@ -165,7 +178,7 @@ def test_the_usage_chunk_agrees_with_the_whole_answer(events: list[ChatEvent]) -
     last = read_sse(stream(events, [], include_usage=True))[-1]
     assert list(last) == ["id", "object", "created", "model", "choices", "usage"]
     assert last["choices"] == []
-    assert last["usage"] == json.loads(encode_completion(ID, NOW, MODEL, events))["usage"]
+    assert last["usage"] == json.loads(encode_completion(head(), events))["usage"]
 
 
 @given(st.text())
@@ -178,7 +191,7 @@ def test_an_error_body_is_escaped_and_says_what_it_said(text: str) -> None:
 
 
 def test_a_broken_stream_ends_in_an_error_frame() -> None:
-    encoder = ChunkEncoder(ID, NOW, MODEL, "echo", include_usage=True)
+    encoder = ChunkEncoder(head(include_usage=True))
     assert encoder.error(InvalidRequest("no")) == (
         b'data: {"error":{"message":"Invalid request: no","type":"invalid_request_error"}}\n\n'
     )

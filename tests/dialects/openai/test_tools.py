@@ -152,8 +152,9 @@ def test_calls_and_results_of_the_history() -> None:
             role="assistant",
             reasoning="Hm.",
             tool_calls=(ToolCall("get_weather:0", "get_weather", '{"city": "X"}'),),
+            position=1,
         ),
-        Message(role="tool", tool_call_id="get_weather:0", name="get_weather"),
+        Message(role="tool", tool_call_id="get_weather:0", name="get_weather", position=2),
     )
 
 

@@ -1,7 +1,7 @@
 """Request bytes to `ChatRequest`, shapes only (moonshot-api.md 1). What a model allows is the catalog's matter."""
 
 import json
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -18,15 +18,10 @@ from moonbase.chat.request import (
     Thinking,
     ToolCall,
 )
-from moonbase.dialects.openai.surrogates import mended
+from moonbase.dialects.body import decode_body
+from moonbase.dialects.fields import model_id, output_limit, stop_strings
 from moonbase.dialects.openai.tools import NamedToolChoice, decode_tool_choice, decode_tools
-from moonbase.dialects.openai.wrong_type import out_of_range, wrong_type
 from moonbase.errors import InvalidRequest
-
-MAX_STOPS = 5
-MAX_STOP_BYTES = 32
-
-T = TypeVar("T")
 
 
 class ImageURL(Struct):
@@ -130,16 +125,15 @@ _estimate_decoder = msgspec.json.Decoder(EstimateRequest)
 
 def decode_chat(body: bytes) -> ChatRequest:
     """Decode a chat completion request. Raises `InvalidRequest` naming the field."""
-    wire = _decode(_chat_decoder, body)
+    wire = decode_body(_chat_decoder, body)
     _refuse_unsupported(wire)
     response_format = _response_format(wire.response_format)
-    limit = wire.max_completion_tokens if wire.max_completion_tokens is not None else wire.max_tokens
-    if limit is not None and limit < 1:
-        name = "max_completion_tokens" if wire.max_completion_tokens is not None else "max_tokens"
-        raise InvalidRequest(f"invalid {name}: must be at least 1", prefix=False)
+    limit = output_limit(wire.max_completion_tokens, "max_completion_tokens")
+    if limit is None:
+        limit = output_limit(wire.max_tokens, "max_tokens")
     tools = decode_tools(wire.tools)
     return ChatRequest(
-        model=_model(wire.model),
+        model=model_id(wire.model),
         messages=_messages(wire.messages),
         sampling=SamplingOptions(
             temperature=wire.temperature,
@@ -160,29 +154,10 @@ def decode_chat(body: bytes) -> ChatRequest:
     )
 
 
-def decode_estimate(body: bytes) -> tuple[str, tuple[Message, ...]]:
-    """Decode a token estimate request to the model's id and the messages."""
-    wire = _decode(_estimate_decoder, body)
-    return _model(wire.model), _messages(wire.messages)
-
-
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    try:
-        try:
-            return decoder.decode(body)
-        except msgspec.ValidationError as error:
-            raise out_of_range(str(error), body) or wrong_type(str(error)) from error
-        except msgspec.DecodeError:
-            whole = mended(body)
-            if whole == body:
-                raise
-            return _decode(decoder, whole)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("the request body is not valid UTF-8") from error
-    except RecursionError as error:
-        raise InvalidRequest("the request body is nested too deeply") from error
+def decode_estimate(body: bytes) -> ChatRequest:
+    """Decode a token estimate request: the model's id and the messages."""
+    wire = decode_body(_estimate_decoder, body)
+    return ChatRequest(model=model_id(wire.model), messages=_messages(wire.messages))
 
 
 def _refuse_unsupported(wire: ChatCompletionRequest) -> None:
@@ -192,12 +167,6 @@ def _refuse_unsupported(wire: ChatCompletionRequest) -> None:
         raise InvalidRequest("logprobs must be set to true if top_logprobs is used")
     if wire.logprobs:
         raise InvalidRequest("invalid logprobs: only false is allowed for this model", prefix=False)
-
-
-def _model(model: str | None) -> str:
-    if not model:
-        raise InvalidRequest("model must not be empty")
-    return model
 
 
 def _messages(wire: list[ChatMessage] | None) -> tuple[Message, ...]:
@@ -237,6 +206,7 @@ def _message(wire: ChatMessage, position: int, last: int) -> Message:
         reasoning=wire.reasoning_content if role == "assistant" else None,
         tool_calls=calls,
         tool_call_id=(wire.tool_call_id or "") if role == "tool" else None,
+        position=position,
     )
 
 
@@ -287,18 +257,7 @@ def _media_url(wire: str | ImageURL | None, kind: str) -> str:
 
 
 def _stop(wire: str | list[str] | None) -> tuple[str, ...]:
-    stops = (wire,) if isinstance(wire, str) else tuple(wire or ())
-    if len(stops) > MAX_STOPS:
-        raise InvalidRequest(
-            f"stop array too long. Expected an array with maximum length {MAX_STOPS}, but got {len(stops)}"
-        )
-    for stop in stops:
-        size = len(stop.encode())
-        if size > MAX_STOP_BYTES:
-            raise InvalidRequest(
-                f"stop string too long. Expected a string with maximum length {MAX_STOP_BYTES}, but got {size}"
-            )
-    return tuple([stop for stop in stops if stop])
+    return stop_strings([wire] if isinstance(wire, str) else wire or [])
 
 
 def _thinking(wire: ChatCompletionRequest) -> Thinking | None:

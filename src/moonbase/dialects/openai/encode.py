@@ -14,6 +14,7 @@ from moonbase.chat.events import (
     ToolCallStarted,
     Usage,
 )
+from moonbase.dialects.base import Head
 from moonbase.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
@@ -24,15 +25,14 @@ _encode = msgspec.json.Encoder().encode
 class ChunkEncoder:
     """A stream's events to server-sent events. The constant bytes of a stream are built once."""
 
-    def __init__(self, completion_id: str, created: int, model: str, served_by: str, *, include_usage: bool) -> None:
-        """`created` is in unix seconds; `served_by` names what runs, for the fingerprint."""
+    def __init__(self, head: Head) -> None:
         self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
-            _encode(completion_id),
-            created,
-            _encode(model),
+            _encode(head.id),
+            head.created,
+            _encode(head.model),
         )
-        self._tail = b'],"system_fingerprint":"%b"}\n\n' % fingerprint(served_by).encode()
-        self._include_usage = include_usage
+        self._tail = b'],"system_fingerprint":"%b"}\n\n' % fingerprint(head.served_by).encode()
+        self._include_usage = head.include_usage
         self._started: set[int] = set()
         self._total = Usage(0, 0)
 
@@ -77,7 +77,7 @@ class ChunkEncoder:
         return b'%b{"index":%d,"delta":%b,"finish_reason":null}%b' % (self._head, choice, delta, self._tail)
 
 
-def encode_completion(completion_id: str, created: int, model: str, events: list[ChatEvent]) -> bytes:
+def encode_completion(head: Head, events: list[ChatEvent]) -> bytes:
     """All events of an answer, folded into one chat.completion body."""
     messages: dict[int, _Message] = {}
     total = Usage(0, 0)
@@ -103,9 +103,9 @@ def encode_completion(completion_id: str, created: int, model: str, events: list
             case _:
                 assert_never(event)
     return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
-        _encode(completion_id),
-        created,
-        _encode(model),
+        _encode(head.id),
+        head.created,
+        _encode(head.model),
         b",".join([choices[choice] for choice in sorted(choices)]),
         _usage(total),
     )
@@ -152,7 +152,11 @@ def add_usage(total: Usage, choice: Usage) -> Usage:
 
 def encode_error(error: ApiError) -> bytes:
     """The error body: two keys, message first, escaped as Go's encoder does (moonshot-api.md 9.1)."""
-    body = b'{"error":{"message":%b,"type":%b}}' % (_encode(error.sentence), _encode(error.type))
+    return go_escaped(b'{"error":{"message":%b,"type":%b}}' % (_encode(error.sentence), _encode(error.type)))
+
+
+def go_escaped(body: bytes) -> bytes:
+    """JSON as the service's encoder writes that of errors."""
     return body.replace(b"&", b"\\u0026").replace(b"<", b"\\u003c").replace(b">", b"\\u003e")
 
 

@@ -7,10 +7,10 @@ import msgspec
 from msgspec import Struct
 
 from moonbase.chat.request import Tool, ToolChoice
-from moonbase.dialects.openai.wrong_type import wrong_type
+from moonbase.dialects.fields import check_count, check_names
+from moonbase.dialects.wrong_type import wrong_type
 from moonbase.errors import InvalidRequest
 
-MAX_TOOLS = 128
 MAX_NAME = 256
 
 
@@ -45,16 +45,9 @@ def decode_tools(wire: list[dict[str, Any]] | None) -> tuple[Tool, ...]:
     """The `tools` of a request. Raises `InvalidRequest` with the service's texts."""
     if not wire:
         return ()
-    if len(wire) > MAX_TOOLS:
-        raise InvalidRequest(
-            f"tools array too long. Expected an array with maximum length {MAX_TOOLS}, but got {len(wire)}"
-        )
+    check_count(wire)
     tools = tuple([_tool(tool, index) for index, tool in enumerate(wire)])
-    names: set[str] = set()
-    for tool in tools:
-        if tool.name in names:
-            raise InvalidRequest(f"function name {tool.name} is duplicated")
-        names.add(tool.name)
+    check_names(tools)
     return tools
 
 

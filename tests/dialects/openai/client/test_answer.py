@@ -19,6 +19,7 @@ from moonbase.chat.events import (
     ToolCallStarted,
     Usage,
 )
+from moonbase.dialects.base import Head
 from moonbase.dialects.openai.client.answer import AnswerReader, Bounds
 from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion, encode_error
 from moonbase.engines.upstream.events import EventReader
@@ -34,9 +35,20 @@ from moonbase.errors import (
 
 OWN_COUNT = 50
 MOST = Bounds(prompt=10**6, output=10**6)
-FIXED = ("chatcmpl-0123456789abcdef01234567", 1_700_000_000, "kimi-k2-0905-preview")
 TOOLS = ("get", "put", "look", "look_up")
 TEXT = st.text(min_size=1, max_size=20)
+
+
+def head(*, include_usage: bool = False) -> Head:
+    return Head(
+        id="chatcmpl-0123456789abcdef01234567",
+        created=1_700_000_000,
+        model="kimi-k2-0905-preview",
+        served_by="test",
+        prompt_tokens=1,
+        cached_tokens=0,
+        include_usage=include_usage,
+    )
 
 
 def reader(choices: int = 1, *, most: Bounds = MOST, passed_on: str | None = None) -> AnswerReader:
@@ -72,7 +84,7 @@ def answers(draw: st.DrawFn) -> tuple[int, list[ChatEvent]]:
 
 
 def stream(events: list[ChatEvent], *, include_usage: bool = True) -> bytes:
-    encoder = ChunkEncoder(*FIXED, "test", include_usage=include_usage)
+    encoder = ChunkEncoder(head(include_usage=include_usage))
     return encoder.encode(events) + encoder.done()
 
 
@@ -118,11 +130,11 @@ def test_the_events_are_the_same_for_every_cut_in_two() -> None:
 @given(answers())
 def test_a_whole_answer_is_read_as_what_it_was_made_of(answer: tuple[int, list[ChatEvent]]) -> None:
     choices, events = answer
-    body = encode_completion(*FIXED, events)
+    body = encode_completion(head(), events)
     under_test = reader(choices)
     found: list[ChatEvent] = []
     under_test.whole(body, found)
-    assert encode_completion(*FIXED, found) == body
+    assert encode_completion(head(), found) == body
     assert under_test.complete
 
 

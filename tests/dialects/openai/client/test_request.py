@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inline_snapshot import snapshot
+from msgspec import structs
 
 from moonbase.chat.request import (
     ChatRequest,
@@ -185,7 +186,7 @@ def conversations(draw: st.DrawFn) -> tuple[Message, ...]:
             messages.append(Message(role="assistant", content=text, reasoning=reasoning, tool_calls=calls))
             results = [Message(role="tool", content=(TextPart(draw(TEXT)),), tool_call_id=id) for id in ids]
             messages += results
-    return tuple(messages)
+    return tuple([structs.replace(message, position=place) for place, message in enumerate(messages)])
 
 
 @given(

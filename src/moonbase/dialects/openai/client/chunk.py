@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from moonbase.chat.events import EngineFinish
 from moonbase.dialects.openai.client.failure import ErrorBody, broken
-from moonbase.dialects.openai.surrogates import mended
+from moonbase.dialects.surrogates import mended
 from moonbase.errors import ContentFiltered
 
 _REASONS: dict[str, EngineFinish] = {
