@@ -1,0 +1,10 @@
+#!/bin/sh
+# A question and its answer.
+set -eu
+curl -sS --fail-with-body "${MOONSHOT_API_BASE:-http://127.0.0.1:8000/v1}/chat/completions" \
+  -H "Authorization: Bearer $MOONSHOT_API_KEY" -H "Content-Type: application/json" \
+  -d '{
+    "model": "kimi-k2-0905-preview",
+    "max_tokens": 64,
+    "messages": [{"role": "user", "content": "What is the capital of France?"}]
+  }'

@@ -1,0 +1,68 @@
+"""Every program of `examples/` against a real server; what each must print."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import RunNode, StartServer
+from tests.e2e.server import Server
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+PYTHON = {
+    "first_chat.py": r"What is the capital of France\?\n\d+ tokens\n",
+    "streaming.py": r"Count to five\.\n\d+ tokens\n",
+    "tool_loop.py": r"get_weather:0: get_weather\(\{'city': '.*'\}\)\n(?s:.*)",
+    "json_schema.py": r"(?s:.*) (France|Japan|Peru) \d+\n",
+    "long_document.py": r"What does the document .*\n.*exceeded model token limit: 131072 \(requested: \d{6}\)\n",
+    "image.py": r"Invalid request: the message at position 0 has an image, which chaos cannot see\n",
+    "messages.py": r"\d+ tokens to read\nWhat's .*\nWhat's .*\n(get_weather:\d get_weather \{'city': '.*'\}\n)+",
+    "litellm_library.py": r"What is the capital of France\?\nWhat is the capital of France\?\n",
+    "langchain_chat.py": r"What is the capital of France\?\nCount to five\.\n(get_weather \{'city': '.*'\}\n)+",
+}
+NODE = {
+    "first_chat.mjs": r"What is the capital of France\?\n\d+ tokens\n",
+    "streaming.mjs": r"Count to five\.\n\d+ tokens\n",
+    "tool_loop.mjs": r"get_weather:0: get_weather\(.*\)\n(?s:.*)",
+    "json_schema.mjs": r"(?s:.*) (France|Japan|Peru)\n",
+    "messages.mjs": r"What is the capital of France\?\nWhat is the capital of France\?\n\d+ tokens\n",
+}
+CURL = {
+    "first_chat.sh": r'\{"id":"chatcmpl-.*"content":"What is the capital of France\?".*\}',
+    "streaming.sh": r'data: \{(?s:.*)"content":"five\."(?s:.*)data: \[DONE\]\n\n',
+    "tool_call.sh": r'\{.*"finish_reason":"tool_calls".*\}',
+    "json_schema.sh": r'\{.*\\"country\\":.*(France|Japan|Peru).*\}',
+    "image.sh": r'\{"error":\{"message":"Invalid request: the message at position 0 has an image, .*\}\}',
+    "messages.sh": r'\{"id":".*"type":"message".*"text":"What is the capital of France\?".*\}',
+}
+
+
+@pytest.fixture(scope="module")
+def server(start_module_server: StartServer) -> Server:
+    """Answers what is demanded at once, and repeats the question where nothing is."""
+    return start_module_server("--set", "chaos.fault_rate=0", engine="chaos")
+
+
+def test_every_program_is_run_here() -> None:
+    there = {file.name for file in EXAMPLES.rglob("*") if file.suffix in (".py", ".mjs", ".sh")}
+    assert there == {*PYTHON, *NODE, *CURL, "claude_code.sh"}  # that one: tests/e2e/test_claude_code.py
+
+
+@pytest.mark.parametrize("name", [*PYTHON, *CURL])
+def test_a_program_prints_what_its_reader_expects(server: Server, name: str) -> None:
+    python = name.endswith(".py")
+    command = [sys.executable, "python"] if python else ["sh", "curl"]
+    command[1] = str(EXAMPLES / command[1] / name)
+    environ = os.environ | server.client_environ
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch((PYTHON if python else CURL)[name], done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("name", NODE)
+def test_a_node_program_prints_what_its_reader_expects(server: Server, run_node: RunNode, name: str) -> None:
+    printed = run_node(server, EXAMPLES / "node" / name)
+    assert re.fullmatch(NODE[name], printed), printed
