@@ -205,7 +205,7 @@ def write_script(recordings: list[Recording], file: Path, tokenizer: Tokenizer, 
     script = Script(file, tokenizer, markers)
     bodies: list[Json] = []
     for recording in recordings:
-        pieces = script.output(recording.user) or []
+        pieces = script.output(recording.user, 0) or []
         limit = sum(map(len, pieces))
         bodies.append(recording.body | {"max_tokens": limit if recording.cut else limit + 1})
     file.write_bytes(_lines(recordings, tail))

@@ -272,11 +272,12 @@ def test_an_upstream_that_dies_is_an_error_after_what_came_and_is_found_again(st
     eventually(lambda: near.get("/readyz", key=None).status == 503)
 
 
-def test_a_start_does_not_wait_for_an_upstream(start_server: StartServer) -> None:
+def test_a_start_does_not_wait_for_an_upstream_and_says_that_it_is_not_there(start_server: StartServer) -> None:
     began = time.monotonic()
     server = start_server("--set", "engine.url=http://127.0.0.1:9/v1", engine="openai")
     assert time.monotonic() - began < 10
     assert server.chat().status == 503
+    assert "openai cannot be reached yet: requests get a 503 until it can. See the log." in server.stderr
 
 
 def test_the_cloud_wants_a_key(start_server: StartServer) -> None:

@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PYTHON = {
     "first_chat.py": r"What is the capital of France\?\n\d+ tokens\n",
     "streaming.py": r"Count to five\.\n\d+ tokens\n",
-    "tool_loop.py": r"get_weather:0: get_weather\(\{'city': '.*'\}\)\n(?s:.*)",
+    "tool_loop.py": r"get_weather:0: get_weather\(\{'city': '.*'\}\)\n(?s:.*)\S\n",
     "json_schema.py": r"(?s:.*) (France|Japan|Peru) \d+\n",
     "long_document.py": r"What does the document .*\n.*exceeded model token limit: 131072 \(requested: \d{6}\)\n",
     "image.py": r"Invalid request: the message at position 0 has an image, which chaos cannot see\n",
@@ -26,7 +26,7 @@ PYTHON = {
 NODE = {
     "first_chat.mjs": r"What is the capital of France\?\n\d+ tokens\n",
     "streaming.mjs": r"Count to five\.\n\d+ tokens\n",
-    "tool_loop.mjs": r"get_weather:0: get_weather\(.*\)\n(?s:.*)",
+    "tool_loop.mjs": r"get_weather:0: get_weather\(.*\)\n(?s:.*)\S\n",
     "json_schema.mjs": r"(?s:.*) (France|Japan|Peru)\n",
     "messages.mjs": r"What is the capital of France\?\nWhat is the capital of France\?\n\d+ tokens\n",
 }

@@ -203,6 +203,39 @@ def test_a_parameter_that_the_model_fixes_gives_way_in_lenient_mode(start_server
     )
 
 
+def test_a_model_that_always_thinks_does_so_in_lenient_mode(start_server: StartServer) -> None:
+    fields: dict[str, Any] = {"model": "kimi-k2-thinking", "thinking": {"type": "disabled"}}
+    lenient = ask(start_server(), **fields)
+    assert (lenient.status, lenient.header("moonbase-adapted")) == (200, "thinking=enabled")
+    strict = ask(start_server("--set", "mode=strict"), **fields)
+    sentence = "invalid thinking: only type=enabled is allowed for this model"
+    assert (strict.status, strict.json["error"]["message"]) == (400, sentence)
+
+
+def test_arguments_that_are_no_object_are_an_error_of_a_stream_too(start_server: StartServer, tmp_path: Path) -> None:
+    """Where nothing is enforced; neither way is it billed."""
+    script = tmp_path / "raw.txt"
+    call = "<|tool_call_begin|>functions.get:0<|tool_call_argument_begin|>[1]<|tool_call_end|>"
+    script.write_text(f"<|tool_calls_section_begin|>{call}<|tool_calls_section_end|>")
+    server = start_server("--set", f"echo.script={script}", "--set", "engine.enforce=false")
+    whole = ask(server, tools=[TOOL])
+    stream = ask(server, tools=[TOOL], stream=True)
+    error = {"type": "unexpected_output"}
+    error["message"] = "The model's output is not valid: the arguments for get: it is not a JSON object"
+    assert (whole.status, whole.json["error"]) == (500, error)
+    *before, last = frames(stream.body)
+    assert last == {"type": "error", "error": error}
+    assert before[0]["type"] == "message_start"
+    assert [server.usage(reply)["cost_nano"] for reply in (whole, stream)] == [0, 0]
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 10**30}, {"max_tokens": int("9" * 4300)}])
+def test_a_limit_beyond_all_sense_is_a_limit(start_server: StartServer, echo: Server, fields: Any) -> None:
+    assert ask(echo, **fields).status == 200
+    refused = ask(start_server("--set", "mode=strict"), **fields)
+    assert (refused.status, refused.json["error"]["type"]) == (400, "invalid_request_error")
+
+
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 REFUSED: dict[str, tuple[bytes, bytes]] = {
     "no limit": (body(max_tokens=None), bad("max_tokens is required")),
@@ -279,7 +312,7 @@ def test_a_line_that_changes_with_every_request_is_left_out_named_and_counted(st
     counted = server.post(body(system=[BILLING, BRIEF]), path=f"{MESSAGES}/count_tokens").json["input_tokens"]
     assert counted == plain.json["usage"]["input_tokens"]
     metrics = server.get("/metrics", key="secret").body.decode()
-    assert f'moonbase_removed_lines_total{{model="{K2}"}} 2.0' in metrics
+    assert f'moonbase_removed_lines_total{{model="{K2}"}} 1.0' in metrics
 
 
 def test_that_line_stays_where_it_is_wanted(start_server: StartServer) -> None:

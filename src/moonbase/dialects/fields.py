@@ -8,6 +8,7 @@ from moonbase.errors import InvalidRequest
 MAX_STOPS = 5
 MAX_STOP_BYTES = 32
 MAX_TOOLS = 128
+_MOST_TOKENS = 2**31 - 1
 
 
 def model_id(given: str | None) -> str:
@@ -17,10 +18,10 @@ def model_id(given: str | None) -> str:
 
 
 def output_limit(given: int | None, name: str) -> int | None:
-    """Tokens; `name` is the field's."""
+    """Tokens; `name` is the field's. More than any model could write is that much."""
     if given is not None and given < 1:
         raise InvalidRequest(f"invalid {name}: must be at least 1", prefix=False)
-    return given
+    return None if given is None else min(given, _MOST_TOKENS)
 
 
 def stop_strings(given: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from moonbase.catalog.model import Capabilities
 from moonbase.chat.request import ChatRequest, Conversation, Sampling, SamplingOptions, Thinking, ToolCall
@@ -188,8 +188,7 @@ class ChatDeployment:
     def _sampling(self, request: ChatRequest, resolved: Sampling) -> SamplingOptions:
         """Defaults filled in, except where a model of the service's stands in for another: it has its own."""
         if self._target.upstream == "moonshot" and self._target.model not in ("", request.model):
-            given = request.sampling
-            return given if given.temperature is None else structs.replace(given, temperature=resolved.temperature)
+            return request.sampling
         return SamplingOptions(
             temperature=resolved.temperature,
             top_p=resolved.top_p,

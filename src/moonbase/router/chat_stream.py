@@ -124,7 +124,9 @@ class ChatStream:
         return self._reader.unbelieved
 
     def abort(self, error: ApiError) -> None:
-        if self.open:
+        if self._reader.stopped:
+            self._give_up_on_usage()
+        elif self.open:
             self._error = error
             self._stop()
             self._wake()
@@ -142,7 +144,7 @@ class ChatStream:
                     return []
                 loop = asyncio.get_running_loop()
                 if self._reader.stopped and self._patience is None:
-                    self._patience = loop.call_later(_USAGE_PATIENCE, self._leave_it)
+                    self._patience = loop.call_later(_USAGE_PATIENCE, self._give_up_on_usage)
                 self._waiter = loop.create_future()
                 await self._waiter
         finally:
@@ -191,8 +193,8 @@ class ChatStream:
         self._cut = error
         self.end()
 
-    def _leave_it(self) -> None:
-        """The answer is there, but for an end that does not come: it is not what anybody waits for."""
+    def _give_up_on_usage(self) -> None:
+        """Every choice has its finish_reason, and the usage did not follow: what there is will do."""
         if self.open:
             self._stop()
             self._wake()

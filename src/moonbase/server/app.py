@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moonbase.config import Settings
 from moonbase.dialects.base import Dialect
-from moonbase.dialects.openai.encode import encode_unknown_path
+from moonbase.dialects.errors import encode_unknown_path
 from moonbase.errors import (
     ApiError,
     EngineUnavailable,

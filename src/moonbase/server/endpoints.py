@@ -13,7 +13,7 @@ from moonbase.catalog.catalog import Catalog
 from moonbase.chat.events import ChatEvent
 from moonbase.chat.request import ChatRequest
 from moonbase.config import Settings
-from moonbase.dialects.base import Dialect, Head
+from moonbase.dialects.base import Head
 from moonbase.dialects.openai.models import ModelEntry, encode_balance, encode_models
 from moonbase.errors import ApiError, EngineUnavailable, InvalidAuthentication
 from moonbase.router.router import Router
@@ -33,8 +33,7 @@ _LARGEST_HEADER = 2048
 class ChatEndpoint:
     """Answers to conversations: POST /v1/chat/completions (moonshot-api.md 1 to 3), /anthropic/v1/messages (8)."""
 
-    def __init__(self, dialect: Dialect, accounts: Accounts, chat: ChatService, ids: Ids) -> None:
-        self._dialect = dialect
+    def __init__(self, accounts: Accounts, chat: ChatService, ids: Ids) -> None:
         self._accounts = accounts
         self._chat = chat
         self._ids = ids
@@ -42,7 +41,7 @@ class ChatEndpoint:
     async def __call__(self, exchange: Exchange) -> None:
         with await enter(self._accounts, exchange) as caller:
             exchange.caller = caller
-            request = await _decoded(self._dialect.decode, await exchange.body())
+            request = await _decoded(exchange.dialect.decode, await exchange.body())
             async with exchange.while_connected(), self._chat.open(caller, request, exchange.arrival) as answer:
                 exchange.model = answer.model.id
                 exchange.on_leave = answer.abandon
@@ -53,7 +52,7 @@ class ChatEndpoint:
                     await self._whole(exchange, request, answer, events)
 
     async def _stream(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
-        encoder = self._dialect.stream(self._head(request, answer, exchange.arrival.at // 1000))
+        encoder = exchange.dialect.stream(self._head(request, answer, exchange.arrival.at // 1000))
         await exchange.start([(b"cache-control", b"no-cache"), *_answer_headers(answer)])
         try:
             while events:
@@ -73,7 +72,7 @@ class ChatEndpoint:
         while events:
             everything += events
             events = await answer.read()
-        body = self._dialect.whole(self._head(request, answer, int(time.time())), everything)
+        body = exchange.dialect.whole(self._head(request, answer, int(time.time())), everything)
         await exchange.respond(body, headers=_answer_headers(answer))
 
     def _head(self, request: ChatRequest, answer: Answer, created: int) -> Head:
@@ -91,17 +90,16 @@ class ChatEndpoint:
 class CountEndpoint:
     """The tokens of a prompt: POST /v1/tokenizers/estimate-token-count, /anthropic/v1/messages/count_tokens."""
 
-    def __init__(self, dialect: Dialect, accounts: Accounts, chat: ChatService) -> None:
-        self._dialect = dialect
+    def __init__(self, accounts: Accounts, chat: ChatService) -> None:
         self._accounts = accounts
         self._chat = chat
 
     async def __call__(self, exchange: Exchange) -> None:
         with await enter(self._accounts, exchange) as caller:
             exchange.caller = caller
-            request = await _decoded(self._dialect.decode_count, await exchange.body())
+            request = await _decoded(exchange.dialect.decode_count, await exchange.body())
             tokens = await self._chat.count(caller, request)
-            await exchange.respond(self._dialect.count(tokens), headers=[])
+            await exchange.respond(exchange.dialect.count(tokens), headers=[])
 
 
 class AccountEndpoints:

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from moonbase.config import ServerSettings
-from moonbase.dialects.openai.encode import encode_error
+from moonbase.dialects.errors import encode_error
 from moonbase.errors import InvalidRequest
 
 _CHUNK_FRAMING = 32  # bytes a chunk may take besides its content; what is more counts as headers, as trailers do

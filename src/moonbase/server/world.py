@@ -55,17 +55,17 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
         openai, anthropic = OpenAI(), Anthropic()
         account_endpoints = AccountEndpoints(accounts, catalog, router)
         operations = OperationEndpoints(settings, router, metrics)
-        messages, count = ChatEndpoint(anthropic, accounts, chat, ids), CountEndpoint(anthropic, accounts, chat)
+        chats, counts = ChatEndpoint(accounts, chat, ids), CountEndpoint(accounts, chat)
         routes = [
-            Served("POST", "/v1/chat/completions", ChatEndpoint(openai, accounts, chat, ids), openai),
+            Served("POST", "/v1/chat/completions", chats, openai),
             Served("GET", "/v1/models", account_endpoints.models, openai),
-            Served("POST", "/v1/tokenizers/estimate-token-count", CountEndpoint(openai, accounts, chat), openai),
+            Served("POST", "/v1/tokenizers/estimate-token-count", counts, openai),
             Served("GET", "/v1/users/me/balance", account_endpoints.balance, openai),
             Served("GET", "/healthz", operations.healthz, openai),
             Served("GET", "/readyz", operations.readyz, openai),
             Served("GET", "/openapi.json", operations.openapi, openai),
-            *[Served("POST", path, messages, anthropic) for path in MESSAGES],
-            *[Served("POST", f"{path}/count_tokens", count, anthropic) for path in MESSAGES],
+            *[Served("POST", path, chats, anthropic) for path in MESSAGES],
+            *[Served("POST", f"{path}/count_tokens", counts, anthropic) for path in MESSAGES],
         ]
         if settings.metrics.token is not None:
             routes.append(Served("GET", "/metrics", operations.metrics, openai))

@@ -16,7 +16,7 @@ from moonbase.catalog import rules
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Model
 from moonbase.chat.events import ChatEvent, Finished
-from moonbase.chat.request import ChatRequest, Conversation, ImagePart, Message, Sampling, SamplingOptions
+from moonbase.chat.request import ChatRequest, Conversation, ImagePart, Message
 from moonbase.config import EngineSettings, Mode, Settings
 from moonbase.errors import GenerationTimeout, InvalidOutput, InvalidRequest, PromptTooLong
 from moonbase.formats.schemas.book import SchemaBook
@@ -144,15 +144,19 @@ class ChatService:
         """
         model = self._catalog.resolve(request.model)
         demand = await self._demand(request, model, self._settings.mode)
-        sampling = self._sampling(request.sampling, model, demand)
+        request = self._translated(request, model, demand)
+        sampling = rules.sampling(model, request.sampling, thinks=demand.thinks)
         deployment = self._router.pick(model)
         _refuse_images(request.messages, deployment)
-        conversation = self._stable(demand, deployment, model)
+        metrics = self._metrics.model(model.id)
+        conversation, removed = _stable(demand.conversation, deployment)
+        if removed:
+            metrics.removed_lines += removed
+            demand.adapted.append(f"system.removed_lines={removed}")
         prompt = await deployment.prepare(request, conversation, caller.organization_id)
         max_tokens = self._output_limit(request, model, deployment, prompt, demand.adapted)
         billed = model.tier_for(prompt.tokens + max_tokens)
         today = datetime.fromtimestamp(arrival.at / 1000, UTC).date()
-        metrics = self._metrics.model(model.id)
         with (
             self._accounts.reserve(
                 caller,
@@ -184,26 +188,19 @@ class ChatService:
                 if not failed:
                     reservation.settle(used, outcome=answer.outcome, first_token_at=answer.first_token_at)
 
-    def _sampling(self, options: SamplingOptions, model: Model, demand: Demand) -> Sampling:
-        """In lenient mode what a model fixes is no reason to refuse a program that speaks the Messages API."""
-        if options.scaled:
-            options = rules.from_messages(model, options, thinks=demand.thinks)
-            if self._settings.mode == "lenient":
-                options, fixed = rules.without_fixed(model, options, thinks=demand.thinks)
-                demand.adapted += [f"{name}={value:g}" for name, value in fixed.items()]
-        return rules.sampling(model, options, thinks=demand.thinks)
+    def _translated(self, request: ChatRequest, model: Model, demand: Demand) -> ChatRequest:
+        """The request with its sampling in the model's terms.
 
-    def _stable(self, demand: Demand, deployment: Deployment, model: Model) -> Conversation:
-        """The conversation without what would keep its prompt out of a prefix cache."""
-        conversation = demand.conversation
-        if not (deployment.renders and deployment.limits.stable_prefix):
-            return conversation
-        messages, removed = without_changing_lines(conversation.messages)
-        if not removed:
-            return conversation
-        self._metrics.model(model.id).removed_lines += removed
-        demand.adapted.append(f"system.removed_lines={removed}")
-        return structs.replace(conversation, messages=messages)
+        In lenient mode what a model fixes is no reason to refuse a program that speaks the Messages API.
+        """
+        options = request.sampling
+        if not options.scaled:
+            return request
+        options = rules.from_messages(model, options, thinks=demand.thinks)
+        if self._settings.mode == "lenient":
+            options, fixed = rules.without_fixed(model, options, thinks=demand.thinks)
+            demand.adapted += [f"{name}={value:g}" for name, value in fixed.items()]
+        return structs.replace(request, sampling=options)
 
     async def _demand(self, request: ChatRequest, model: Model, mode: Mode) -> Demand:
         """Schemas that take long are read in a thread."""
@@ -216,7 +213,8 @@ class ChatService:
         model = self._catalog.resolve(request.model)
         deployment = self._router.serves(model)
         _refuse_images(request.messages, deployment)
-        conversation = self._stable(await self._demand(request, model, mode="lenient"), deployment, model)
+        demand = await self._demand(request, model, mode="lenient")
+        conversation, _ = _stable(demand.conversation, deployment)
         return (await deployment.prepare(request, conversation, caller.organization_id)).tokens
 
     def _output_limit(
@@ -245,6 +243,14 @@ class ChatService:
             raise PromptTooLong(window, prompt.tokens + request.max_tokens)
         adapted.append(f"max_tokens={room}")
         return room
+
+
+def _stable(conversation: Conversation, deployment: Deployment) -> tuple[Conversation, int]:
+    """The conversation without the lines that would keep its prompt out of a prefix cache, and how many they were."""
+    if not (deployment.renders and deployment.limits.stable_prefix):
+        return conversation, 0
+    messages, removed = without_changing_lines(conversation.messages)
+    return (structs.replace(conversation, messages=messages), removed) if removed else (conversation, 0)
 
 
 def _refuse_images(messages: tuple[Message, ...], deployment: Deployment) -> None:

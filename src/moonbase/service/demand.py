@@ -7,7 +7,7 @@ from moonbase.catalog.model import Model
 from moonbase.catalog.rules import thinking
 from moonbase.chat.constraint import JsonSchema
 from moonbase.chat.events import ArgumentsDelta, ChatEvent, Finished, TextDelta, ToolCallStarted
-from moonbase.chat.request import ChatRequest, Conversation
+from moonbase.chat.request import ChatRequest, Conversation, Thinking
 from moonbase.config import Mode
 from moonbase.errors import InvalidRequest
 from moonbase.formats.schemas.book import SchemaBook
@@ -24,10 +24,10 @@ class Demand:
 
     def __init__(self, request: ChatRequest, model: Model, mode: Mode, book: SchemaBook) -> None:
         """Raises `InvalidRequest` for what cannot be demanded."""
-        switch = thinking(model, request.thinking)
+        self.adapted: list[str] = []
+        switch = thinking(model, self._wish(request, model, mode))
         if mode == "strict":
             _refuse_with_thinking(request, model, thinks=switch.enabled)
-        self.adapted: list[str] = []
         self.warnings: list[str] = []
         self.thinks = switch.enabled
         self._request = request
@@ -54,6 +54,20 @@ class Demand:
             arguments=tuple([JsonSchema(schema.text) for schema in self._schemas.values()]),
             content=JsonSchema(self._answer.text) if self._answer is not None else None,
         )
+
+    def _wish(self, request: ChatRequest, model: Model, mode: Mode) -> Thinking | None:
+        """In lenient mode a model that always thinks does so for programs of the Messages API, which knows none."""
+        wish = request.thinking
+        if (
+            mode == "strict"
+            or not request.sampling.scaled
+            or model.thinking != "always"
+            or wish is None
+            or wish.enabled
+        ):
+            return wish
+        self.adapted.append("thinking=enabled")
+        return Thinking(enabled=True)
 
     def _answer_schema(self, book: SchemaBook) -> Schema | None:
         """What the text must be, None for free text."""

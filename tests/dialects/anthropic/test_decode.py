@@ -129,6 +129,26 @@ def test_a_tool_loop_becomes_messages_of_their_own() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "content", [[], [{"type": "text", "text": ""}], [{"type": "thinking", "thinking": "Hm.", "signature": "s"}]]
+)
+def test_an_answer_that_said_nothing_may_come_back(content: Any) -> None:
+    assert [message.role for message in turns(HI, {"role": "assistant", "content": content}, HI)] == ["user", "user"]
+
+
+def test_what_is_redacted_is_thinking_all_the_same() -> None:
+    use = {"type": "tool_use", "id": "get:0", "name": "get", "input": {}}
+    blocks = [{"type": "redacted_thinking", "data": "x"}, use]
+    assert turns(HI, {"role": "assistant", "content": blocks})[1].reasoning == ""
+
+
+def test_a_tool_that_is_not_strict_takes_any_object() -> None:
+    assert [tool.strict for tool in decoded(tools=[TOOL, {**TOOL, "name": "b", "strict": False}]).tools] == [
+        True,
+        False,
+    ]
+
+
 def test_a_last_answer_is_to_be_continued() -> None:
     begun = {"role": "assistant", "content": "One, two"}
     assert [message.partial for message in turns(HI, begun)] == [False, True]
@@ -280,6 +300,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a format without schema": (
         {"output_config": {"format": {"type": "json_schema"}}},
         "output_config.format.schema is required",
+    ),
+    "a model of a suffix alone": ({"model": "[1m]"}, "model must not be empty"),
+    "a result of a search": (
+        block({"type": "search_result", "source": "https://a.example", "content": []}),
+        "the message at position 0 has an unsupported content type: search_result",
+    ),
+    "a wrong source": (
+        block({"type": "image", "source": {"type": 5}}),
+        "the `messages.0.content.0.source.type` field in the request (expected type string) is illegal, and number is "
+        "not acceptable",
     ),
     "a wrong type": (
         {"max_tokens": "x"},

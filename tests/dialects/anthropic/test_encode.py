@@ -165,14 +165,30 @@ def test_a_call_that_the_limit_cut_is_told_as_far_as_it_came_and_left_out_of_a_w
 
 
 @pytest.mark.parametrize("arguments", ['{"a', "[]", "5", ""])
-def test_arguments_that_are_no_object_are_an_error_of_a_whole_answer(arguments: str) -> None:
+def test_arguments_that_are_no_object_are_an_error_either_way(arguments: str) -> None:
     events: list[ChatEvent] = [ToolCallStarted(0, 0, "get:0", "get"), Finished(0, "tool_calls", USAGE)]
     events[1:1] = [ArgumentsDelta(0, 0, arguments)] if arguments else []
-    with pytest.raises(InvalidOutput, match="the arguments for get: it is not a JSON object"):
-        encode_message(HEAD, events)
+    for encode in (lambda: encode_message(HEAD, events), lambda: EventEncoder(HEAD).encode(events)):
+        with pytest.raises(InvalidOutput, match="the arguments for get: it is not a JSON object"):
+            encode()
 
 
-def test_what_comes_to_a_call_that_is_complete_is_passed_over() -> None:
+def test_the_limit_excuses_the_last_call_only() -> None:
+    events: list[ChatEvent] = [ToolCallStarted(0, 0, "get:0", "get"), ArgumentsDelta(0, 0, "[1]"), *CUT[2:]]
+    with pytest.raises(InvalidOutput):
+        encode_message(HEAD, [*events, Finished(0, "length", USAGE)])
+
+
+def test_what_waits_is_not_looked_at_again_and_again() -> None:
+    """A first call without arguments, and a long one behind it: work that grows with its square would take hours."""
+    pieces: list[ChatEvent] = [ArgumentsDelta(0, 1, "1") for _ in range(100_000)]
+    events: list[ChatEvent] = [CUT[0], CUT[2], ArgumentsDelta(0, 1, '{"a":"'), *pieces, ArgumentsDelta(0, 1, '"}')]
+    events += [ArgumentsDelta(0, 0, "{}"), Finished(0, "tool_calls", USAGE)]
+    told = message(stream(events, []))
+    assert len(told["content"][1]["arguments"]) == 100_008
+
+
+def test_white_space_that_comes_to_a_call_that_is_complete_is_passed_over() -> None:
     late = ArgumentsDelta(0, 0, " ")
     events: list[ChatEvent] = [*CUT[:3], late, ArgumentsDelta(0, 1, "{}"), Finished(0, "tool_calls", USAGE)]
     assert [block["arguments"] for block in message(stream(events, []))["content"]] == ["{}", "{}"]

@@ -18,11 +18,10 @@ from moonbase.chat.events import (
     Usage,
 )
 from moonbase.dialects.base import Head
+from moonbase.dialects.errors import encode_error, encode_unknown_path
 from moonbase.dialects.openai.encode import (
     ChunkEncoder,
     encode_completion,
-    encode_error,
-    encode_unknown_path,
     fingerprint,
 )
 from moonbase.errors import ApiError, InvalidRequest, ModelNotFound

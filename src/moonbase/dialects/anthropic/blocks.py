@@ -1,10 +1,12 @@
 """Output events to content blocks, of which one is open at a time (moonshot-api.md 8.3)."""
 
+from collections import deque
 from typing import Literal, Protocol
 
 import msgspec
 
-from moonbase.chat.events import ArgumentsDelta, OutputEvent, ReasoningDelta, TextDelta, ToolCallStarted
+from moonbase.chat.events import ArgumentsDelta, FinishReason, OutputEvent, ReasoningDelta, TextDelta, ToolCallStarted
+from moonbase.errors import InvalidOutput
 
 Kind = Literal["thinking", "text", "tool_use"]
 
@@ -22,37 +24,66 @@ class BlockSink(Protocol):
         """The end of the block that is open."""
 
 
+class _Call:
+    """A call and its arguments so far; `told` of their pieces have been given on."""
+
+    __slots__ = ("arguments", "start", "told")
+
+    def __init__(self, start: ToolCallStarted) -> None:
+        self.start = start
+        self.arguments: list[str] = []
+        self.told = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the arguments are a JSON object."""
+        return is_object("".join(self.arguments))
+
+
 class BlockSequence:
     """Puts the events of one choice into blocks.
 
     Calls come one after the other as a rule. Where an upstream sends them by turns, those behind wait until the one
-    that is open has all of its arguments; text that comes after the first call waits for the end.
+    that is open is complete; text that comes after the first call waits for the end.
     """
 
     def __init__(self, sink: BlockSink) -> None:
         self._sink = sink
         self._open: Kind | None = None
-        self._call = -1  # the index of the latest call with a block
-        self._arguments: list[str] = []  # of that call
-        self._waiting: list[ToolCallStarted | ArgumentsDelta] = []
+        self._calls: list[_Call] = []
+        self._behind: deque[_Call] = deque()
+        self._current: _Call | None = None  # the call whose block is open
         self._late: list[TextDelta | ReasoningDelta] = []
 
     def take(self, event: OutputEvent) -> None:
         match event:
-            case TextDelta() | ReasoningDelta() if self._call < 0:
+            case TextDelta() | ReasoningDelta() if not self._calls:
                 self._write(event)
             case TextDelta() | ReasoningDelta():
                 self._late.append(event)
-            case ArgumentsDelta(_, index, text) if index == self._call and not self._waiting:
-                self._arguments.append(text)
-                self._sink.add(text)
-            case ArgumentsDelta() | ToolCallStarted():
-                self._waiting.append(event)
-                self._tell_waiting(to_the_end=False)
+            case ToolCallStarted():
+                call = _Call(event)
+                self._calls.append(call)
+                self._behind.append(call)
+                self._open_calls()
+            case ArgumentsDelta(_, index, text):
+                call = self._calls[index]
+                call.arguments.append(text)
+                if call is self._current:
+                    self._tell(call)
+                    if self._behind and text.rstrip().endswith("}"):
+                        self._open_calls()
 
-    def finish(self) -> None:
-        """Nothing more comes."""
-        self._tell_waiting(to_the_end=True)
+    def finish(self, reason: FinishReason) -> None:
+        """Nothing more comes.
+
+        Raises `InvalidOutput` for arguments that are no JSON object: clients have no place for them. The limit may
+        have cut the last call.
+        """
+        for call in self._calls[:-1] if reason == "length" else self._calls:
+            if not call.complete:
+                raise InvalidOutput(f"the arguments for {call.start.name}: it is not a JSON object")
+        self._open_calls(to_the_end=True)
         for event in self._late:
             self._write(event)
         self._leave()
@@ -63,25 +94,17 @@ class BlockSequence:
             self._enter(kind, None)
         self._sink.add(event.text)
 
-    def _tell_waiting(self, *, to_the_end: bool) -> None:
-        while self._waiting:
-            first = self._waiting[0]
-            if isinstance(first, ToolCallStarted) and (to_the_end or self._call < 0 or self._complete()):
-                del self._waiting[0]
-                self._call, self._arguments = first.index, []
-                self._enter("tool_use", first)
-                continue
-            due = [event for event in self._waiting if isinstance(event, ArgumentsDelta) and event.index <= self._call]
-            if not due:
-                return
-            self._waiting = [event for event in self._waiting if event not in due]
-            for event in due:
-                if event.index == self._call:  # to arguments that are complete, nothing but white space can come
-                    self._arguments.append(event.text)
-                    self._sink.add(event.text)
+    def _open_calls(self, *, to_the_end: bool = False) -> None:
+        """Go on to the calls that wait, as far as those before them are complete."""
+        while self._behind and (to_the_end or self._current is None or self._current.complete):
+            call = self._current = self._behind.popleft()
+            self._enter("tool_use", call.start)
+            self._tell(call)
 
-    def _complete(self) -> bool:
-        return is_json("".join(self._arguments))
+    def _tell(self, call: _Call) -> None:
+        for text in call.arguments[call.told :]:
+            self._sink.add(text)
+        call.told = len(call.arguments)
 
     def _enter(self, kind: Kind, call: ToolCallStarted | None) -> None:
         self._leave()
@@ -94,7 +117,11 @@ class BlockSequence:
             self._sink.close()
 
 
-def is_json(text: str) -> bool:
+def is_object(text: str) -> bool:
+    """Whether `text` is a JSON object."""
+    text = text.strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return False
     try:
         msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

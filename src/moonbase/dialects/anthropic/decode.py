@@ -27,6 +27,7 @@ from moonbase.chat.request import (
 )
 from moonbase.dialects.body import decode_body
 from moonbase.dialects.fields import check_count, check_names, model_id, output_limit, stop_strings
+from moonbase.dialects.wrong_type import wrong_type
 from moonbase.errors import InvalidRequest
 
 _TOOL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,127}")
@@ -49,7 +50,7 @@ class Block(Struct):
     type: str | None = None
     text: str | None = None
     thinking: str | None = None
-    source: Source | None = None
+    source: Any = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
@@ -67,6 +68,7 @@ class DeclaredTool(Struct):
     name: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
     type: str | None = None
 
 
@@ -76,7 +78,7 @@ class ToolChoiceField(Struct):
     disable_parallel_tool_use: bool | None = None
 
 
-class ThinkingField(Struct):
+class MessagesThinking(Struct):
     """The budget is the service's own to ignore."""
 
     type: str | None = None
@@ -100,7 +102,7 @@ class CountTokensRequest(Struct):
     system: str | list[Block] | None = None
     tools: list[DeclaredTool] | None = None
     tool_choice: ToolChoiceField | None = None
-    thinking: ThinkingField | None = None
+    thinking: MessagesThinking | None = None
     output_config: OutputConfig | None = None
 
 
@@ -141,7 +143,7 @@ def _request(wire: CountTokensRequest, **more: Any) -> ChatRequest:
     tools = _tools(wire.tools or ())
     choice = wire.tool_choice
     return ChatRequest(
-        model=model_id(wire.model).removesuffix(_LONG_WINDOW),
+        model=model_id((wire.model or "").removesuffix(_LONG_WINDOW)),
         messages=(*_system(wire.system), *_messages(wire.messages)),
         tools=tools,
         tool_choice=_tool_choice(choice, tools),
@@ -181,7 +183,7 @@ def _messages(wire: list[Turn] | None) -> Iterator[Message]:
             case "user":
                 yield from _user(turn, position)
             case "assistant":
-                yield _assistant(turn, position, last=position == len(wire) - 1)
+                yield from _assistant(turn, position, last=position == len(wire) - 1)
             case "system":
                 yield from _later_system(turn, position)
             case _:
@@ -248,7 +250,10 @@ def _unsupported(block: Block, position: int) -> InvalidRequest:
 
 
 def _image(block: Block, where: str) -> ImagePart:
-    source = block.source or Source()
+    try:
+        source = msgspec.convert(block.source, Source | None) or Source()
+    except msgspec.ValidationError as error:
+        raise wrong_type(str(error), f"{where}.source.") from error
     match source.type:
         case "base64":
             if source.media_type not in _IMAGES:
@@ -264,12 +269,16 @@ def _image(block: Block, where: str) -> ImagePart:
             raise InvalidRequest(f"`{where}.source.type` must be base64 or url")
 
 
-def _assistant(turn: Turn, position: int, *, last: bool) -> Message:
-    """A last one is the beginning of the answer, unless it calls tools (moonshot-api.md 8.1)."""
+def _assistant(turn: Turn, position: int, *, last: bool) -> Iterator[Message]:
+    """A last one is the beginning of the answer, unless it calls tools (moonshot-api.md 8.1).
+
+    An answer may have been cut in its thoughts or have said nothing, and comes back as it was: what has no text and no
+    calls is no turn of its own. As the last one it begins nothing, and is refused.
+    """
     texts: list[TextPart] = []
     reasoning: list[str] = []
     calls: list[ToolCall] = []
-    for where, block in _blocks(turn, position):
+    for where, block in _blocks(turn, position) if turn.content != [] else ():
         match block.type:
             case "text" if block.text:
                 texts.append(TextPart(block.text))
@@ -277,13 +286,17 @@ def _assistant(turn: Turn, position: int, *, last: bool) -> Message:
                 reasoning.append(block.thinking or "")
             case "tool_use":
                 calls.append(_call(block, where))
-            case "text" | "redacted_thinking":  # answers may begin with no text; what is redacted only its author reads
+            case "redacted_thinking":  # only its author can read it
+                reasoning.append("")
+            case "text":
                 pass
             case _:
                 raise _unsupported(block, position)
     if not texts and not calls:
-        raise _empty(turn, position)
-    return Message(
+        if last:
+            raise _empty(turn, position)
+        return
+    yield Message(
         role="assistant",
         content=tuple(texts),
         reasoning="".join(reasoning) if reasoning else None,
@@ -327,6 +340,7 @@ def _tool(wire: DeclaredTool, where: str) -> Tool:
         name=wire.name,
         declaration=_json({"type": "function", "function": function}),
         parameters=_json(wire.input_schema),
+        strict=wire.strict is not False,
     )
 
 
@@ -351,7 +365,7 @@ def _tool_choice(wire: ToolChoiceField | None, tools: tuple[Tool, ...]) -> ToolC
             raise InvalidRequest(f"unknown tool_choice.type: {unknown}")
 
 
-def _thinking(wire: ThinkingField | None) -> Thinking | None:
+def _thinking(wire: MessagesThinking | None) -> Thinking | None:
     match None if wire is None else wire.type or "":
         case None:
             return None

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from moonbase.chat.events import ChatEvent, Finished, FinishReason, ToolCallStarted, Usage
-from moonbase.dialects.anthropic.blocks import BlockSequence, Kind, is_json
+from moonbase.dialects.anthropic.blocks import BlockSequence, Kind, is_object
 from moonbase.dialects.base import Head
-from moonbase.dialects.openai.encode import encode_error as encode_openai_error
-from moonbase.dialects.openai.encode import go_escaped
-from moonbase.errors import ApiError, InvalidOutput, ModelNotFound
+from moonbase.dialects.errors import encode_error as encode_openai_error
+from moonbase.dialects.errors import go_escaped
+from moonbase.errors import ApiError, ModelNotFound
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -43,13 +43,13 @@ class EventEncoder:
         self._thought: Hash | None = None
 
     def encode(self, events: list[ChatEvent]) -> bytes:
-        """The frames for what one wake-up brought, `message_start` first."""
+        """The frames for what one wake-up brought, `message_start` first. Raises `InvalidOutput` as the blocks do."""
         if not self._started:
             self._started = True
             self._frames += (self._start(), _PING)
         for event in events:
             if isinstance(event, Finished):
-                self._sequence.finish()
+                self._sequence.finish(event.reason)
                 self._frames.append(
                     b'event: message_delta\ndata: {"type":"message_delta","delta":{%b},"usage":%b}\n\n'
                     % (_stop(event), _usage(event.usage))
@@ -65,8 +65,8 @@ class EventEncoder:
         return _STOP
 
     def error(self, error: ApiError) -> bytes:
-        """The last frame of a stream that broke after it began."""
-        return b"event: error\ndata: %b\n\n" % _error(error)
+        """What has not been sent yet, and the last frame of a stream that broke after it began."""
+        return b"%bevent: error\ndata: %b\n\n" % (b"".join(self._frames), _error(error))
 
     def _start(self) -> bytes:
         head = self._head
@@ -106,15 +106,14 @@ class EventEncoder:
 def encode_message(head: Head, events: list[ChatEvent]) -> bytes:
     """All events of an answer, folded into one message.
 
-    Raises `InvalidOutput` for arguments that are no JSON object: there is no place for them. A call that the limit cut
-    is left out for the same reason.
+    Raises `InvalidOutput` as the blocks do. A last call that the limit cut is left out: `input` is an object.
     """
     blocks = _Blocks()
     sequence = BlockSequence(blocks)
     for event in events:
         if isinstance(event, Finished):
-            sequence.finish()
-            return _message(head, blocks.encode(cut=event.reason == "length"), _stop(event), event.usage)
+            sequence.finish(event.reason)
+            return _message(head, blocks.encode(), _stop(event), event.usage)
         sequence.take(event)
     raise AssertionError("an answer has an end")
 
@@ -134,18 +133,16 @@ class _Blocks:
     def close(self) -> None:
         pass
 
-    def encode(self, *, cut: bool) -> bytes:
+    def encode(self) -> bytes:
         encoded: list[bytes] = []
         for kind, call, texts in self._blocks:
             text = "".join(texts)
             if call is not None:
-                if _is_object(text):
+                if is_object(text):
                     encoded.append(
                         b'{"type":"tool_use","id":%b,"name":%b,"input":%b}'
                         % (_encode(call.id), _encode(call.name), text.encode())
                     )
-                elif not cut:
-                    raise InvalidOutput(f"the arguments for {call.name}: it is not a JSON object")
             elif kind == "text":
                 encoded.append(b'{"type":"text","text":%b}' % _encode(text))
             else:
@@ -200,7 +197,3 @@ def _usage(usage: Usage) -> bytes:
 def _signature(thought: "Hash") -> str:
     """Clients send it back with the thought, which counts alone."""
     return base64.b64encode(thought.digest()).decode()
-
-
-def _is_object(text: str) -> bool:
-    return text.lstrip().startswith("{") and is_json(text)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, ClassVar
 from moonbase.chat.events import ChatEvent
 from moonbase.chat.request import ChatRequest
 from moonbase.dialects.base import Dialect, Head
+from moonbase.dialects.errors import encode_error
 from moonbase.dialects.openai.decode import decode_chat, decode_estimate
-from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion, encode_error
+from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion
 from moonbase.dialects.openai.models import encode_estimate
 from moonbase.errors import ApiError
 

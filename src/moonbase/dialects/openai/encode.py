@@ -1,4 +1,4 @@
-"""`ChatEvent`s to the bytes of moonshot-api.md 2 and 3, and errors to those of 9.1."""
+"""`ChatEvent`s to the bytes of moonshot-api.md 2 and 3."""
 
 import hashlib
 from typing import assert_never
@@ -15,6 +15,7 @@ from moonbase.chat.events import (
     Usage,
 )
 from moonbase.dialects.base import Head
+from moonbase.dialects.errors import encode_error
 from moonbase.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
@@ -147,32 +148,6 @@ def add_usage(total: Usage, choice: Usage) -> Usage:
         total.completion_tokens + choice.completion_tokens,
         max(total.cached_tokens, choice.cached_tokens),
         total.reasoning_tokens + choice.reasoning_tokens,
-    )
-
-
-def encode_error(error: ApiError) -> bytes:
-    """The error body: two keys, message first, escaped as Go's encoder does (moonshot-api.md 9.1)."""
-    return go_escaped(b'{"error":{"message":%b,"type":%b}}' % (_encode(error.sentence), _encode(error.type)))
-
-
-def go_escaped(body: bytes) -> bytes:
-    """JSON as the service's encoder writes that of errors."""
-    return body.replace(b"&", b"\\u0026").replace(b"<", b"\\u003c").replace(b">", b"\\u003e")
-
-
-def encode_unknown_path(method: str, path: str, user_agent: str) -> bytes:
-    """The other envelope, for a path or method that does not exist (moonshot-api.md 9.4)."""
-    return _encode(
-        {
-            "code": 5,
-            "error": "url.not_found",
-            "message": "没找到对象",
-            "method": method,
-            "scode": "0x5",
-            "status": False,
-            "ua": user_agent,
-            "url": path,
-        }
     )
 
 

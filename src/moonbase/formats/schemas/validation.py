@@ -124,7 +124,7 @@ def _target(root: dict[str, Any], reference: str) -> Any:
 
 def _outside(schema: dict[str, Any], value: Any) -> Any:
     """`value` without what is in its parts, where `schema` itself says nothing about that."""
-    if "enum" in schema:
+    if any(isinstance(one, dict | list) for one in schema.get("enum", ())):
         return value
     if isinstance(value, dict):
         return dict.fromkeys(value)

@@ -20,8 +20,9 @@ from moonbase.chat.events import (
     Usage,
 )
 from moonbase.dialects.base import Head
+from moonbase.dialects.errors import encode_error
 from moonbase.dialects.openai.client.answer import AnswerReader, Bounds
-from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion, encode_error
+from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion
 from moonbase.engines.upstream.events import EventReader
 from moonbase.errors import (
     ApiError,
@@ -339,6 +340,11 @@ LOOK_UP = ToolCallStarted(0, 0, "a", "look_up")
             )
             for unreadable in ([], "5", 5, {"prompt_tokens": 2.5}, {"prompt_tokens": "5", "completion_tokens": []})
         ],
+        pytest.param(
+            [delta(content="x"), finish(), {"choices": None, "usage": {"prompt_tokens": "5"}}],
+            [TextDelta(0, "x"), Finished(0, "stop", Usage(OWN_COUNT, 1))],
+            id="a usage that nobody can read, and null choices",
+        ),
         pytest.param(
             [delta(content="x"), finish(usage=7), usage()],
             [TextDelta(0, "x"), END],
@@ -799,6 +805,17 @@ def test_half_a_surrogate_pair_is_no_end_of_an_answer() -> None:
     frames = [rb'{"choices":[{"delta":{"content":"a\ud83d"}}]}', rb'{"choices":[{"delta":{"content":"\\ud83d"}}]}']
     events, _ = read([*frames, *chunks(finish(), usage())])
     assert events == [TextDelta(0, "a\N{REPLACEMENT CHARACTER}"), TextDelta(0, r"\ud83d"), END]
+
+
+def test_half_a_pair_beside_a_usage_that_nobody_can_read_is_no_end_of_an_answer() -> None:
+    frame = rb'{"usage":{"prompt_tokens":"5"},"choices":[{"delta":{"content":"a\ud83d"}}]}'
+    events, _ = read([frame, *chunks(finish(), usage())])
+    assert events == [TextDelta(0, "a\N{REPLACEMENT CHARACTER}"), END]
+
+
+def test_a_chunk_that_is_no_utf_8_is_a_clear_error() -> None:
+    with pytest.raises(EngineUnavailable):
+        read([b'{"usage":{"prompt_tokens":"5"},"choices":[{"delta":{"content":"\xff"}}]}'])
 
 
 def test_a_stream_cut_after_its_finish_reason_is_complete() -> None:

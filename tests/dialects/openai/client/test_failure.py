@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moonbase.dialects.errors import encode_error, encode_unknown_path
 from moonbase.dialects.openai.client.failure import refused
-from moonbase.dialects.openai.encode import encode_error, encode_unknown_path
 from moonbase.errors import (
     ApiError,
     ContentFiltered,

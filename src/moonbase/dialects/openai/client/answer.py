@@ -154,13 +154,13 @@ class AnswerReader:
         delta = wire.delta or wire.message
         if delta is not None:
             self._take_delta(choice, delta, events)
-        told = wire.usage.completion_tokens if wire.usage is not None else None
-        if wire.usage is not None and (told or (told == 0 and wire.finish_reason)):  # else it may come yet
-            choice.usage = self._usage(wire.usage, [choice])
         if choice.finish is None and (reason := wire.finish) is not None:
             self._end_calls(choice, events, cut=reason == "length")
             choice.lost_calls = wire.called and not choice.started
             choice.finish = "tool_calls" if choice.started and reason == "stop" else reason
+        told = wire.usage.completion_tokens if wire.usage is not None else None
+        if wire.usage is not None and (told or (told == 0 and wire.finish_reason)):  # else it may come yet
+            choice.usage = self._usage(wire.usage, [choice])
         if choice.finish is not None and choice.usage is not None and not choice.ended:
             self._end(choice, choice.usage, events)
 
@@ -170,11 +170,11 @@ class AnswerReader:
         if prompt > self._most.prompt:
             self._doubt("prompt_tokens")
             prompt = cached = 0
-        completion, thought = count(wire.completion_tokens), wire.thought  # nothing is not what output costs
+        completion, thought = count(wire.completion_tokens), wire.thought
         impossible = completion > self._most.output * len(choices)
         if impossible:
             self._doubt("completion_tokens")
-        if impossible or not completion:
+        if impossible or not completion:  # a count of 0 for output that came is no count
             completion = sum([choice.estimate for choice in choices])
             thought = sum([choice.reasoning_estimate for choice in choices])
         prompt = prompt or self._prompt_tokens

@@ -132,26 +132,24 @@ _decode = msgspec.json.Decoder(Chunk).decode
 def read_chunk(data: bytes) -> Chunk:
     """Raises when `data` is none. A usage that nobody can read tells nothing, but breaks no answer."""
     try:
-        return _decode(data)
-    except msgspec.ValidationError:
-        return _without_usage(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    if (whole := mended(data)) == data:
-        raise broken("sent what is no chunk of an answer")
-    return read_chunk(whole)
-
-
-def _without_usage(data: bytes) -> Chunk:
-    try:
-        fields = msgspec.json.decode(data)
-        for holder in (fields, *fields.get("choices", ())):
-            if holder.get("usage") is not None:
-                holder["usage"] = {}
-        return msgspec.convert(fields, Chunk)
-    except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
+        try:
+            return _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _leniently(mended(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
         pass
     raise broken("sent what is no chunk of an answer")
+
+
+def _leniently(data: bytes) -> Chunk:
+    """The chunk without any usage that is none."""
+    fields = msgspec.json.decode(data)
+    for holder in (fields, *(fields.get("choices") or ())):
+        try:
+            msgspec.convert(holder.get("usage"), WireUsage | None)
+        except msgspec.ValidationError:
+            holder["usage"] = {}
+    return msgspec.convert(fields, Chunk)
 
 
 def count(given: int | None) -> int:
