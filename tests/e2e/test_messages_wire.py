@@ -14,7 +14,9 @@ from tests.e2e.server import K2, Reply, Server, fixed, user
 
 MESSAGES = "/anthropic/v1/messages"
 PATHS = [MESSAGES, "/anthropic/v1/v1/messages", "/v1/messages", "/v1/v1/messages"]
-TOOL = {"name": "get", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+NUMBER = {"type": "integer"}
+TOOL = {"name": "get", "input_schema": SCHEMA}
 USE = {"type": "tool_use", "id": "get:0", "name": "get", "input": {"city": "Oslo"}}
 
 
@@ -261,9 +263,20 @@ REFUSED: dict[str, tuple[bytes, bytes]] = {
     "no JSON": (b"{", bad("the request body is not valid JSON: Input data was truncated")),
     "an array": (b"[]", bad("the request body must be a JSON object, and array is not acceptable")),
     "no UTF-8": (body().replace(b"Hello", b"\xff"), bad("the request body is not valid UTF-8")),
+    "a format that is no schema": (
+        body(output_config={"format": {"type": "json_schema", "schema": {"properties": 5}}}),
+        bad("`output_config.format.schema`: At path 'properties': properties must be an object"),
+    ),
+    "a schema that cannot be enforced": (
+        body(tools=[{"name": "get", "input_schema": {**SCHEMA, "properties": {"a": {**NUMBER, "minimum": 10**20}}}}]),
+        bad(
+            "tools[get].input_schema cannot be enforced, details: \\u003cAt path 'properties.a': only numbers of up to "
+            "15 digits are supported\\u003e"
+        ),
+    ),
     "a schema of another root": (
         body(tools=[{"name": "get", "input_schema": {"type": "string"}}]),
-        bad('tools.function.parameters.type is required and must be \\"object\\"'),
+        bad('tools.input_schema.type is required and must be \\"object\\"'),
     ),
 }
 

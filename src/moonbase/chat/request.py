@@ -58,13 +58,14 @@ class Tool(Struct, frozen=True, kw_only=True):
     """A function that the model may call.
 
     `declaration` is the JSON text of the whole tool as the client sent it, which prompts show; `parameters` that of
-    the schema of its arguments. Without `strict` any JSON object will do.
+    the schema of its arguments, which the client calls `field`. Without `strict` any JSON object will do.
     """
 
     name: str
     declaration: str
     parameters: str
     strict: bool = True
+    field: str = "tools.function.parameters"
 
 
 class ToolChoice(Struct, frozen=True):
@@ -82,11 +83,12 @@ class Thinking(Struct, frozen=True):
 
 
 class ResponseFormat(Struct, frozen=True, kw_only=True):
-    """`schema` is the JSON text of the schema, present for `json_schema` only."""
+    """`schema` is the JSON text of the schema, present for `json_schema` only; the client calls it `field`."""
 
     kind: Literal["text", "json_object", "json_schema"] = "text"
     schema: str | None = None
     strict: bool = True
+    field: str = "response_format.json_schema.schema"
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from moonbase.errors import ApiError
 class Head(Struct, frozen=True, kw_only=True):
     """What is known of an answer when its first events have come.
 
-    `created` is in unix seconds, `model` the id that the client asked for, `served_by` names what runs. `cached_tokens`
+    `created` is in unix seconds, `model` the id that was asked for, `served_by` names what runs. `cached_tokens`
     of the `prompt_tokens` came from a cache, as far as is known by then.
     """
 

@@ -39,14 +39,14 @@ def stop_strings(given: Sequence[str]) -> tuple[str, ...]:
     return tuple([stop for stop in given if stop])
 
 
-def check_count(tools: Sequence[object]) -> None:
+def check_tool_count(tools: Sequence[object]) -> None:
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest(
             f"tools array too long. Expected an array with maximum length {MAX_TOOLS}, but got {len(tools)}"
         )
 
 
-def check_names(tools: Sequence[Tool]) -> None:
+def check_tool_names(tools: Sequence[Tool]) -> None:
     """Each may be there once."""
     names: set[str] = set()
     for tool in tools:

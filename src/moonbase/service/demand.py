@@ -31,12 +31,7 @@ class Demand:
         self.warnings: list[str] = []
         self.thinks = switch.enabled
         self._request = request
-        self._schemas = {
-            tool.name: book.parameters(tool.parameters, tool.name)
-            if tool.strict
-            else book.any_parameters(tool.parameters, tool.name)
-            for tool in request.tools
-        }
+        self._schemas = {tool.name: book.parameters(tool) for tool in request.tools}
         self._answer = self._answer_schema(book)
         for name, schema in self._schemas.items():
             if (warning := schema.warning(name)) is not None:

@@ -16,22 +16,18 @@ def without_changing_lines(messages: tuple[Message, ...]) -> tuple[tuple[Message
     removed = 0
     kept: list[Message] = []
     for message in messages:
-        if message.role == "system" and any(_changes(part) for part in message.content):
-            parts = [_rest(part) if _changes(part) else part for part in message.content]
-            removed += sum(map(_changes, message.content))
-            content = tuple([part for part in parts if not isinstance(part, TextPart) or part.text])
-            if not content:
-                continue
-            message = structs.replace(message, content=content)
-        kept.append(message)
+        parts = [_without_line(part) for part in message.content] if message.role == "system" else message.content
+        changed = sum([part is not before for part, before in zip(parts, message.content, strict=True)])
+        content = tuple([part for part in parts if part is not None])
+        if content or not changed:
+            kept.append(structs.replace(message, content=content) if changed else message)
+        removed += changed
     return (tuple(kept), removed) if removed and kept else (messages, 0)
 
 
-def _changes(part: Part) -> bool:
-    return isinstance(part, TextPart) and part.text.startswith(_LINES)
-
-
-def _rest(part: Part) -> Part:
-    """What follows the first line."""
-    assert isinstance(part, TextPart)
-    return TextPart(part.text.partition("\n")[2])
+def _without_line(part: Part) -> Part | None:
+    """What follows the line, None where nothing does; `part` itself where there is no such line."""
+    if not isinstance(part, TextPart) or not part.text.startswith(_LINES):
+        return part
+    rest = part.text.partition("\n")[2]
+    return TextPart(rest) if rest else None

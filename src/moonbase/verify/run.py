@@ -64,6 +64,8 @@ async def examine(wanted: Examination, progress: Progress) -> Report:
             await _run_sections(endpoint, wanted, vendor, progress, results, figures)
         except asyncio.CancelledError:
             interrupted = True
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()  # whoever cancelled gets the report
     return Report(
         url=wanted.url,
         model=endpoint.model,
@@ -83,7 +85,7 @@ async def _run_sections(
     results: list[Result],
     figures: dict[str, Any],
 ) -> None:
-    """Add to `results` and `figures`, also when cancelled."""
+    """Add to `results` and `figures`; when cancelled, what contract and schemas have found by then."""
     selection = wanted.selection
     if checks := chosen_checks(wanted.traits, selection):
         try:

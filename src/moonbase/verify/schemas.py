@@ -224,6 +224,9 @@ class SchemaRun:
 
     def _judge_counts(self) -> None:
         limited, overall = self.limited, self.overall
+        if not overall.answered:
+            for name in ("schemas.answered", "schemas.finished"):
+                self._found(name).skip("there was no answer")
         if limited.length:
             cut = f"{limited.length} of {limited.answered} answers for bounded schemas were cut by max_tokens"
             self._found("schemas.bounded").fail(cut)

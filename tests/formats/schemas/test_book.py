@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moonbase.chat.request import ResponseFormat
+from moonbase.chat.request import ResponseFormat, Tool
 from moonbase.errors import InvalidRequest
 from moonbase.formats.schemas.book import SchemaBook
 from moonbase.formats.schemas.schema import Schema
@@ -22,9 +22,14 @@ def answer(book: SchemaBook, text: str) -> Schema:
     return schema
 
 
+def parameters(book: SchemaBook, text: str, name: str, *, strict: bool = True) -> Schema:
+    """The schema of a tool's arguments."""
+    return book.parameters(Tool(name=name, declaration="{}", parameters=text, strict=strict))
+
+
 def refusal(book: SchemaBook, schema: Any, tool_name: str = "get_weather") -> str:
     with pytest.raises(InvalidRequest) as refused:
-        book.parameters(json.dumps(schema), tool_name)
+        parameters(book, json.dumps(schema), tool_name)
     return str(refused.value)
 
 
@@ -69,13 +74,13 @@ def test_the_warning_of_a_tool_is_the_services_first_finding() -> None:
     book = SchemaBook()
     strange = '{"$schema":"x","type":"object","properties":{"a":{"type":"string","format":"uri"}}}'
 
-    found = book.parameters(strange, "get_weather")
+    found = parameters(book, strange, "get_weather")
     assert found.warning("get_weather") == (
         "tools.function[get_weather].parameters is not a valid moonshot flavored json schema, "
         "details: <At path 'root': unsupported keywords: $schema>"
     )
     assert found.left_out == ("format",)
-    assert book.parameters(CITY, "get_weather").warning("get_weather") is None
+    assert parameters(book, CITY, "get_weather").warning("get_weather") is None
 
 
 def test_a_schema_for_an_answer_may_have_any_root_and_names_its_field() -> None:
@@ -96,8 +101,9 @@ def test_a_schema_for_an_answer_may_have_any_root_and_names_its_field() -> None:
 
 def test_a_known_schema_costs_a_look_up() -> None:
     book = SchemaBook()
-    tools = [(f"tool{i}", CITY.replace("city", f"city{i}")) for i in range(128)]
-    first = [book.parameters(text, name) for name, text in tools]
+    texts = [CITY.replace("city", f"city{i}") for i in range(128)]
+    tools = [Tool(name=f"tool{i}", declaration="{}", parameters=text) for i, text in enumerate(texts)]
+    first = [book.parameters(tool) for tool in tools]
     calls = 0
 
     def note(frame: FrameType, event: str, argument: object) -> None:
@@ -107,7 +113,7 @@ def test_a_known_schema_costs_a_look_up() -> None:
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        again = [book.parameters(text, name) for name, text in tools]
+        again = [book.parameters(tool) for tool in tools]
     finally:
         sys.setprofile(before)
 
@@ -124,28 +130,28 @@ def test_the_same_text_is_another_schema_for_an_answer() -> None:
 def test_the_least_recently_used_go_when_the_room_is_full() -> None:
     texts = [CITY.replace("city", f"city{i}") for i in range(4)]
     room = SchemaBook()
-    one = room.parameters(texts[0], "t")
+    one = parameters(room, texts[0], "t")
     book = SchemaBook(capacity=3 * (one.size + 4 * len(texts[0])))
-    first = [book.parameters(text, "t") for text in texts[:3]]
-    assert book.parameters(texts[0], "t") is first[0]
+    first = [parameters(book, text, "t") for text in texts[:3]]
+    assert parameters(book, texts[0], "t") is first[0]
 
-    book.parameters(texts[3], "t")
+    parameters(book, texts[3], "t")
 
-    assert book.parameters(texts[0], "t") is first[0]
-    assert book.parameters(texts[1], "t") is not first[1]
+    assert parameters(book, texts[0], "t") is first[0]
+    assert parameters(book, texts[1], "t") is not first[1]
 
 
 def test_a_schema_larger_than_the_room_is_served_all_the_same() -> None:
     book = SchemaBook(capacity=10)
-    assert book.parameters(CITY, "t").violation('{"city":"x"}') is None
-    assert book.parameters(CITY, "t").violation("{}") is not None
+    assert parameters(book, CITY, "t").violation('{"city":"x"}') is None
+    assert parameters(book, CITY, "t").violation("{}") is not None
 
 
 def test_a_tool_that_is_not_strict_takes_any_object_but_its_root_is_still_one() -> None:
-    schema = SchemaBook().any_parameters('{"type":"object","properties":5,"required":["a"]}', "f")
+    schema = parameters(SchemaBook(), '{"type":"object","properties":5,"required":["a"]}', "f", strict=False)
     assert schema.violation('{"b":1}') is None
     assert schema.violation("[]") is not None
     with pytest.raises(InvalidRequest, match='type is required and must be "object"'):
-        SchemaBook().any_parameters('{"type":"string"}', "f")
+        parameters(SchemaBook(), '{"type":"string"}', "f", strict=False)
     with pytest.raises(InvalidRequest, match="schema exceeds maximum allowed size"):
-        SchemaBook().any_parameters('{"type":"object","description":"' + "x" * 130_000 + '"}', "f")
+        parameters(SchemaBook(), '{"type":"object","description":"' + "x" * 130_000 + '"}', "f", strict=False)

@@ -26,7 +26,7 @@ from moonbase.chat.request import (
     ToolChoice,
 )
 from moonbase.dialects.body import decode_body
-from moonbase.dialects.fields import check_count, check_names, model_id, output_limit, stop_strings
+from moonbase.dialects.fields import check_tool_count, check_tool_names, model_id, output_limit, stop_strings
 from moonbase.dialects.wrong_type import wrong_type
 from moonbase.errors import InvalidRequest
 
@@ -315,9 +315,9 @@ def _call(block: Block, where: str) -> ToolCall:
 
 
 def _tools(wire: "list[DeclaredTool] | tuple[()]") -> tuple[Tool, ...]:
-    check_count(wire)
+    check_tool_count(wire)
     tools = tuple([_tool(tool, f"tools.{index}") for index, tool in enumerate(wire)])
-    check_names(tools)
+    check_tool_names(tools)
     return tools
 
 
@@ -341,6 +341,7 @@ def _tool(wire: DeclaredTool, where: str) -> Tool:
         declaration=_json({"type": "function", "function": function}),
         parameters=_json(wire.input_schema),
         strict=wire.strict is not False,
+        field="tools.input_schema",
     )
 
 
@@ -385,7 +386,7 @@ def _response_format(wire: OutputConfig | None) -> ResponseFormat:
         raise InvalidRequest(f"unknown output_config.format.type: {given.type or ''}")
     if given.schema is None:
         raise InvalidRequest("output_config.format.schema is required")
-    return ResponseFormat(kind="json_schema", schema=_json(given.schema))
+    return ResponseFormat(kind="json_schema", schema=_json(given.schema), field="output_config.format.schema")
 
 
 def _json(value: Any) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from moonbase.chat.request import Tool, ToolChoice
-from moonbase.dialects.fields import check_count, check_names
+from moonbase.dialects.fields import check_tool_count, check_tool_names
 from moonbase.dialects.wrong_type import wrong_type
 from moonbase.errors import InvalidRequest
 
@@ -45,9 +45,9 @@ def decode_tools(wire: list[dict[str, Any]] | None) -> tuple[Tool, ...]:
     """The `tools` of a request. Raises `InvalidRequest` with the service's texts."""
     if not wire:
         return ()
-    check_count(wire)
+    check_tool_count(wire)
     tools = tuple([_tool(tool, index) for index, tool in enumerate(wire)])
-    check_names(tools)
+    check_tool_names(tools)
     return tools
 
 
