@@ -65,7 +65,7 @@ def answered(messages: list[Any], answer: ChatCompletion) -> int:
     return len(calls)
 
 
-@pytest.mark.parametrize("name", ["tools.py", "tool_loop.py", "messages.py", "messages_v1_base.py"])
+@pytest.mark.parametrize("name", ["tools.py", "tool_loop.py", "messages.py"])
 def test_the_program_gets_what_its_user_would_accept(server: Server, name: str) -> None:
     """Two let the model call as often as it likes: in one run of thirty the last call is cut."""
     run_program(server, name, tries=3 if name in ("tools.py", "messages.py") else 1)

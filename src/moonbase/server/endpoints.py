@@ -52,7 +52,7 @@ class ChatEndpoint:
                     await self._whole(exchange, request, answer, events)
 
     async def _stream(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
-        encoder = exchange.dialect.stream(self._head(request, answer, exchange.arrival.at // 1000))
+        encoder = exchange.dialect.stream(self._head(exchange, request, answer, exchange.arrival.at // 1000))
         await exchange.start([(b"cache-control", b"no-cache"), *_answer_headers(answer)])
         try:
             while events:
@@ -72,12 +72,12 @@ class ChatEndpoint:
         while events:
             everything += events
             events = await answer.read()
-        body = exchange.dialect.whole(self._head(request, answer, int(time.time())), everything)
+        body = exchange.dialect.whole(self._head(exchange, request, answer, int(time.time())), everything)
         await exchange.respond(body, headers=_answer_headers(answer))
 
-    def _head(self, request: ChatRequest, answer: Answer, created: int) -> Head:
+    def _head(self, exchange: Exchange, request: ChatRequest, answer: Answer, created: int) -> Head:
         return Head(
-            id=self._ids.completion(created),
+            id=self._ids.completion(exchange.arrival.at // 1000),
             created=created,
             model=request.model,
             served_by=answer.served_by,
