@@ -56,9 +56,10 @@ def test_calls_are_valid_whatever_the_model_says(name: str, schemas: Path, vocab
         ]
     assert [problem for each in rounds for problem in each.missed(calls=tested.calls, least_finished=0)] == []
     forced = [each.overall for each in rounds if each.choice != "auto"]  # one round alone is too few to tell
-    assert sum([each["tool_calls"] for each in forced]) >= 0.5 * sum([each["requests"] for each in forced])
+    assert sum([each["tool_calls"] for each in forced]) >= 0.25 * sum([each["requests"] for each in forced])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ENGINES)
 def test_streams_and_whole_answers_are_what_the_engine_put_out(
     name: str, schemas: Path, vocabulary: Path, tmp_path: Path
