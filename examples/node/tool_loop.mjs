@@ -27,12 +27,13 @@ for (let turn = 0; turn < maxTurns; turn++) {
     messages,
     tools,
     tool_choice: turn === 0 ? "required" : turn === maxTurns - 1 ? "none" : "auto",
+    parallel_tool_calls: false,
     max_tokens: 300,
   });
   const { message, finish_reason } = answer.choices[0];
   messages.push(message);
   if (finish_reason !== "tool_calls") {
-    console.log(message.content);
+    console.log(message.content || `no answer: ${finish_reason}`);
     break;
   }
   for (const call of message.tool_calls) {

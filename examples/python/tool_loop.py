@@ -38,12 +38,13 @@ for turn in range(MAX_TURNS):
         messages=messages,
         tools=TOOLS,
         tool_choice="required" if turn == 0 else "none" if turn == MAX_TURNS - 1 else "auto",
+        parallel_tool_calls=False,
         max_tokens=300,
     )
     message = answer.choices[0].message
     messages.append(message)
     if answer.choices[0].finish_reason != "tool_calls":
-        print(message.content)
+        print(message.content or f"no answer: {answer.choices[0].finish_reason}")
         break
     for call in message.tool_calls:
         arguments = json.loads(call.function.arguments)  # always valid under the schema
