@@ -14,6 +14,7 @@ from moonbase.verify.schemas import CallChoice, read_cases
 
 COUNTS: dict[CallChoice, int] = {"named": 8, "required": 6, "auto": 8}
 MAX_TOKENS = 600
+MORE_TOKENS = {"vllm": 2_000}  # strings of the random model go on for long
 STREAMS = 4
 ENGINES = [
     "openvino",
@@ -51,15 +52,16 @@ def test_calls_are_valid_whatever_the_model_says(name: str, schemas: Path, vocab
     tested = engine_at_hand(name, vocabulary, tmp_path)
     with serving(tested) as server:
         rounds = [
-            verify(server, choice, schemas, COUNTS[choice], streams=STREAMS, max_tokens=MAX_TOKENS)
+            verify(
+                server, choice, schemas, COUNTS[choice], streams=STREAMS, max_tokens=MORE_TOKENS.get(name, MAX_TOKENS)
+            )
             for choice in CHOICES
         ]
     assert [problem for each in rounds for problem in each.missed(calls=tested.calls, least_finished=0)] == []
     forced = [each.overall for each in rounds if each.choice != "auto"]  # one round alone is too few to tell
-    assert sum([each["tool_calls"] for each in forced]) >= 0.25 * sum([each["requests"] for each in forced])
+    assert sum([each["tool_calls"] for each in forced]) >= 0.5 * sum([each["requests"] for each in forced])
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", ENGINES)
 def test_streams_and_whole_answers_are_what_the_engine_put_out(
     name: str, schemas: Path, vocabulary: Path, tmp_path: Path

@@ -92,17 +92,13 @@ class ResponseFormat(Struct, frozen=True, kw_only=True):
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True):
-    """Sampling as the client gave it; None where it left the choice to the model.
-
-    `scaled` temperatures are those of the Messages API (moonshot-api.md 8.1).
-    """
+    """Sampling as the client gave it; None where it left the choice to the model."""
 
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    scaled: bool = False
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -119,7 +115,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     """A decoded request: shapes are right, nothing of the model's rules has been applied.
 
     `max_tokens` is the explicit output limit in tokens, None when absent. `stop` holds at most
-    five strings of at most 32 bytes each.
+    five strings of at most 32 bytes each. `messages_api` tells that the client spoke that: its temperatures are others,
+    and it knows no models with fixed parameters (moonshot-api.md 8.1).
     """
 
     model: str
@@ -134,6 +131,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     thinking: Thinking | None = None
     stream: bool = False
     include_usage: bool = False
+    messages_api: bool = False
 
 
 class Conversation(Struct, frozen=True, kw_only=True):

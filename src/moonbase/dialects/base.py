@@ -35,7 +35,7 @@ class StreamEncoder(Protocol):
         """The end of a complete stream."""
 
     def error(self, error: ApiError) -> bytes:
-        """The last frame of a stream that broke after it began: the answer is not done."""
+        """What has not been sent yet, and the last frame of a stream that broke after it began."""
 
 
 class Dialect(Protocol):

@@ -90,7 +90,7 @@ class Script:
         if self._always is not None:
             return self._always
         outputs = self._by_user.get(user_text) or next(
-            (outputs for user, outputs in self._by_user.items() if user_text.endswith(user)), None
+            (outputs for user, outputs in self._by_user.items() if user and user_text.endswith(user)), None
         )
         return None if outputs is None else outputs[min(turn, len(outputs) - 1)]
 

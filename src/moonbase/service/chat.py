@@ -193,10 +193,9 @@ class ChatService:
 
         In lenient mode what a model fixes is no reason to refuse a program that speaks the Messages API.
         """
-        options = request.sampling
-        if not options.scaled:
+        if not request.messages_api:
             return request
-        options = rules.from_messages(model, options, thinks=demand.thinks)
+        options = rules.from_messages(model, request.sampling, thinks=demand.thinks)
         if self._settings.mode == "lenient":
             options, fixed = rules.without_fixed(model, options, thinks=demand.thinks)
             demand.adapted += [f"{name}={value:g}" for name, value in fixed.items()]

@@ -53,13 +53,7 @@ class Demand:
     def _wish(self, request: ChatRequest, model: Model, mode: Mode) -> Thinking | None:
         """In lenient mode a model that always thinks does so for programs of the Messages API, which knows none."""
         wish = request.thinking
-        if (
-            mode == "strict"
-            or not request.sampling.scaled
-            or model.thinking != "always"
-            or wish is None
-            or wish.enabled
-        ):
+        if mode == "strict" or not request.messages_api or model.thinking != "always" or wish is None or wish.enabled:
             return wish
         self.adapted.append("thinking=enabled")
         return Thinking(enabled=True)

@@ -16,7 +16,10 @@ def without_changing_lines(messages: tuple[Message, ...]) -> tuple[tuple[Message
     removed = 0
     kept: list[Message] = []
     for message in messages:
-        parts = [_without_line(part) for part in message.content] if message.role == "system" else message.content
+        if message.role != "system":
+            kept.append(message)
+            continue
+        parts = [_without_line(part) for part in message.content]
         changed = sum([part is not before for part, before in zip(parts, message.content, strict=True)])
         content = tuple([part for part in parts if part is not None])
         if content or not changed:

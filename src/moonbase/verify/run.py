@@ -40,10 +40,13 @@ class Examination(Struct, frozen=True, kw_only=True):
 
 
 def check_names(traits: ModelTraits) -> list[str]:
-    """All checks that there are, for models of these traits and of others, with whatever files."""
+    """All checks that there are, for models of these traits and of others, with whatever files.
+
+    What a model fixes adds checks and takes others away, so those of a model without any are asked for as well.
+    """
     every = ModelTraits(thinking="optional", fixed=dict.fromkeys(Sampling.__struct_fields__) | dict(traits.fixed))
-    names = [check.name for checks in map(contract_checks, (traits, every)) for check in checks]
-    return sorted({*names, "chat.n", PROMPT_RULE, *SCHEMA_RULES, *VENDOR_RULES})
+    names = [check.name for each in (traits, every, ModelTraits()) for check in contract_checks(each)]
+    return sorted({*names, PROMPT_RULE, *SCHEMA_RULES, *VENDOR_RULES})
 
 
 async def examine(wanted: Examination, progress: Progress) -> Report:

@@ -47,7 +47,7 @@ def test_the_least_request() -> None:
     request = decoded()
     assert request.messages == (Message(role="user", content=(TextPart("Hi"),)),)
     assert (request.model, request.max_tokens, request.stream) == ("m", 9, False)
-    assert request.sampling.scaled
+    assert request.messages_api
     assert request.thinking is None
 
 

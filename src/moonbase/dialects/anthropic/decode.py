@@ -127,7 +127,7 @@ def decode_messages(body: bytes) -> ChatRequest:
         raise InvalidRequest("max_tokens is required")
     return _request(
         wire,
-        sampling=SamplingOptions(temperature=wire.temperature, top_p=wire.top_p, scaled=True),
+        sampling=SamplingOptions(temperature=wire.temperature, top_p=wire.top_p),
         max_tokens=output_limit(wire.max_tokens, "max_tokens"),
         stop=stop_strings(wire.stop_sequences or ()),
         stream=bool(wire.stream),
@@ -150,6 +150,7 @@ def _request(wire: CountTokensRequest, **more: Any) -> ChatRequest:
         parallel_tool_calls=not (choice is not None and choice.disable_parallel_tool_use),
         thinking=_thinking(wire.thinking),
         response_format=_response_format(wire.output_config),
+        messages_api=True,
         **more,
     )
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import jsonschema_rs
 
+from moonbase.formats.schemas.endings import definition
 from moonbase.formats.schemas.enforced import PATTERNS
-from moonbase.formats.schemas.references import DEFINITION
 
 _MAX_VISITS = 2_000_000  # of the library's validator: a tenth of a second
 _MAX_STEPS = 1_000_000  # of the one with a memory: a second or two
 _LONGEST_REASON = 300  # characters
 
-_Check = Generator[tuple[Any, Any], bool, bool]
+_Check = Generator[tuple[Any, Any], bool | None, bool]
 
 
 class TooManyChecks(Exception):
@@ -26,6 +26,8 @@ class TooManyChecks(Exception):
 
 
 class Validator:
+    """Of one schema: the library's for what costs little, else the one with a memory. Immutable."""
+
     def __init__(self, tree: dict[str, Any]) -> None:
         """`tree` is the enforced part of a schema, in which no reference leads back to itself at once."""
         self._tree = tree
@@ -55,6 +57,8 @@ class Validator:
 
 
 class _Remembering:
+    """Checks each subschema against each part of a value once, however many ways lead there."""
+
     def __init__(self, tree: dict[str, Any]) -> None:
         self._tree = tree
         self._local: dict[int, jsonschema_rs.Draft202012Validator] = {}  # by the identity of a schema
@@ -63,10 +67,11 @@ class _Remembering:
         """Raises `TooManyChecks`. The depth of `value` is bounded by memory only."""
         known: dict[tuple[int, int], bool] = {}  # by the identities of a schema and a part of `value`
         stack = [((id(self._tree), id(value)), self._check(self._tree, value))]
-        steps, answer = 0, None
+        steps = 0
+        answer: bool | None = None  # to the latest question; None starts a check
         while stack:
             try:
-                schema, part = stack[-1][1].send(answer)  # type: ignore[arg-type]  # None starts a generator
+                schema, part = stack[-1][1].send(answer)
             except StopIteration as end:
                 answer = known[stack.pop()[0]] = end.value
                 continue
@@ -119,7 +124,8 @@ _WITH_SCHEMAS = frozenset({"$ref", "$defs", "anyOf", "properties", "additionalPr
 
 
 def _target(root: dict[str, Any], reference: str) -> Any:
-    return root if reference == "#" else root["$defs"][reference.removeprefix(DEFINITION)]
+    name = definition(reference)
+    return root["$defs"][name] if name else root
 
 
 def _outside(schema: dict[str, Any], value: Any) -> Any:

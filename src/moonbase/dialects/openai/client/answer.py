@@ -125,7 +125,7 @@ class AnswerReader:
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing is missing but what the output counts."""
+        """Whether every choice has its finish_reason; only usage may be missing."""
         return all(choice.finish is not None for choice in self._choices)
 
     def _usages(self) -> list[Usage]:
