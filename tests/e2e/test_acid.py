@@ -15,7 +15,7 @@ from moonbase.verify.schemas import CallChoice, read_cases
 COUNTS: dict[CallChoice, int] = {"named": 8, "required": 6, "auto": 8}
 MAX_TOKENS = 600
 MORE_TOKENS = {"vllm": 2_000}  # strings of the random model go on for long
-STREAMS = 4
+STREAMS = 8
 ENGINES = [
     "openvino",
     "llamacpp",
