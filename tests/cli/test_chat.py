@@ -155,6 +155,14 @@ def test_options_and_key_reach_the_server(server: Server, monkeypatch: pytest.Mo
     assert server.keys == ["Bearer sk-1"]
 
 
+def test_the_environment_names_the_server_as_it_does_for_other_programs(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOONSHOT_API_BASE", server.url)
+    assert CliRunner().invoke(APP, ["hello"]).stdout == "你好, мир 🌍\n"
+    assert "MOONSHOT_API_BASE" in CliRunner().invoke(APP, ["--help"]).stdout
+
+
 def test_standard_input_is_the_question_when_it_is_no_terminal(server: Server) -> None:
     ask(server, stdin="what is\nthis? é\n")
     assert server.requests[0]["messages"] == [{"role": "user", "content": "what is\nthis? é"}]

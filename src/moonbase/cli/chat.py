@@ -16,7 +16,9 @@ _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(co
 
 def chat(
     question: Annotated[str | None, typer.Argument(help="One question; without it, a chat starts.")] = None,
-    base_url: Annotated[str, typer.Option(help="Address of the server, `/v1` included.")] = "http://127.0.0.1:8000/v1",
+    base_url: Annotated[
+        str, typer.Option(envvar="MOONSHOT_API_BASE", help="Address of the server, `/v1` included.")
+    ] = "http://127.0.0.1:8000/v1",
     api_key: Annotated[str | None, typer.Option(envvar="MOONSHOT_API_KEY", help="API key.", show_default=False)] = None,
     model: Annotated[str, typer.Option(help="Model id to ask for.")] = "kimi-k2-0905-preview",
     system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
