@@ -146,16 +146,16 @@ SCRIPT = Path(sys.executable).with_name("moonbase")
     ],
     ids=["module", "script", "script by a detour", "script on the PATH"],
 )
-def test_the_banner_of_later_starts_has_a_command_that_makes_a_key(
+def test_the_banner_of_later_starts_has_commands_that_list_and_make_keys(
     start_server: StartServer, tmp_path: Path, program: tuple[str, ...], path: str, shown: str
 ) -> None:
     env = {"MOONBASE_HOME": str(tmp_path), "PATH": f"{path}/usr/bin:/bin"}
     start_server(env=env, program=program).close()
     server = start_server(env=env, program=program)
-    command = re.search(r"Clients need a key: export MOONSHOT_API_KEY=\$\((.*)\)\n", server.stderr)
-    assert command is not None
-    assert command[1] == f"{shown} keys create --name NAME"
-    made = subprocess.run(command[1], shell=True, env=server.environ, capture_output=True, text=True, check=True)
+    commands = re.search(r"`(.*)` shows those .*\n\n  export MOONSHOT_API_KEY=\$\((.*)\)\n", server.stderr)
+    assert commands is not None
+    assert commands.groups() == (f"{shown} keys list", f"{shown} keys create --name NAME")
+    made = subprocess.run(commands[2], shell=True, env=server.environ, capture_output=True, text=True, check=True)
     assert server.get("/v1/models", key=made.stdout.strip()).status == 200
 
 

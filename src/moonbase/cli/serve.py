@@ -129,8 +129,9 @@ def _announce(settings: "Settings", world: "World", base_url: str) -> None:
 
 def _announce_key(console: "Console", key: str | None) -> None:
     if key is None:
-        command = f"export MOONSHOT_API_KEY=$({_program()} keys create --name NAME)"
-        console.print(f"\nClients need a key: {command}", markup=False)
+        keys = f"{_program()} keys"
+        console.print(f"\nClients need a key. `{keys} list` shows those that there are; a new one:\n", markup=False)
+        console.print(f"  export MOONSHOT_API_KEY=$({keys} create --name NAME)", markup=False)
     elif sys.stdout.isatty():
         console.print("\nYour API key, shown only this once:\n")
         console.print(f"  export MOONSHOT_API_KEY={key}", markup=False)
