@@ -31,6 +31,19 @@ def test_create_prints_the_secret_and_nothing_else(home: Path) -> None:
     database.close()
 
 
+def test_standard_error_says_where_a_database_is_made(home: Path) -> None:
+    results = [cli.invoke(app, ["create", "--name", name]) for name in ("laptop", "phone")]
+    made = f"Made the database {home / 'moonbase.db'}.\n"
+    assert [result.stderr.startswith(made) for result in results] == [True, False]
+
+
+def test_where_there_are_no_keys_standard_error_says_how_to_make_one() -> None:
+    result = cli.invoke(app, ["list"])
+    assert result.stdout == ""
+    assert result.stderr.endswith("There are no keys; make one with `moonbase keys create --name NAME`.\n")
+    assert cli.invoke(app, ["list", "--json"]).output == "[]\n"
+
+
 def test_a_piped_list_is_tab_separated() -> None:
     secret = _create("laptop").strip()
     (line,) = cli.invoke(app, ["list"]).stdout.splitlines()

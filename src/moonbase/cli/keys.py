@@ -53,6 +53,8 @@ def list_(
         import msgspec
 
         typer.echo(msgspec.json.encode(found).decode())
+    elif not found:
+        typer.echo("There are no keys; make one with `moonbase keys create --name NAME`.", err=True)
     elif sys.stdout.isatty():
         _print_table(found)
     else:
@@ -82,9 +84,12 @@ def _with_keys(config_file: Path | None, use: "Callable[[Keys], Awaitable[T]]") 
     settings = config.load(config_file)
 
     async def run() -> T:
-        url = database_url(settings.database.url, config.home())
-        await migrate(url)
-        async with Database(url) as database:
+        database = Database(database_url(settings.database.url, config.home()))
+        new = database.path is not None and not database.path.exists()
+        await migrate(database.url)
+        if new:
+            typer.echo(f"Made the database {database}.", err=True)
+        async with database:
             return await use(Keys(database, currency=settings.billing.currency))
 
     return asyncio.run(run())
