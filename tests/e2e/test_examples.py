@@ -1,4 +1,4 @@
-"""Every program of `examples/` against a real server; what each must print."""
+"""Every program of `examples/`, and those in the documents, against a real server; what each must print."""
 
 import os
 import re
@@ -10,7 +10,8 @@ import pytest
 from tests.e2e.conftest import RunNode, StartServer
 from tests.e2e.server import Server
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 PYTHON = {
     "first_chat.py": r"What is the capital of France\?\n\d+ tokens\n",
@@ -38,12 +39,25 @@ CURL = {
     "image.sh": r'\{"error":\{"message":"Invalid request: the message at position 0 has an image, .*\}\}',
     "messages.sh": r'\{"id":".*"type":"message".*"text":"What is the capital of France\?".*\}',
 }
+DOCUMENTS = {
+    "README.md": r"What is the capital of France\?\nFunction\(arguments='\{.*\}', name='get_weather'\)\n",
+    "docs/guides/tools.md": r"What's the weather in Tokyo\?\n",
+    "docs/guides/messages-api.md": r"What is the capital of France\?\n",
+}
 
 
 @pytest.fixture(scope="module")
 def server(start_module_server: StartServer) -> Server:
     """Answers what is demanded at once, and repeats the question where nothing is."""
     return start_module_server("--set", "chaos.fault_rate=0", engine="chaos")
+
+
+def run(server: Server, *command: str) -> str:
+    """What a program for the Kimi API prints."""
+    environ = os.environ | server.client_environ
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_every_program_is_run_here() -> None:
@@ -56,13 +70,18 @@ def test_a_program_prints_what_its_reader_expects(server: Server, name: str) -> 
     python = name.endswith(".py")
     command = [sys.executable, "python"] if python else ["sh", "curl"]
     command[1] = str(EXAMPLES / command[1] / name)
-    environ = os.environ | server.client_environ
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch((PYTHON if python else CURL)[name], done.stdout), done.stdout
+    printed = run(server, *command)
+    assert re.fullmatch((PYTHON if python else CURL)[name], printed), printed
 
 
 @pytest.mark.parametrize("name", NODE)
 def test_a_node_program_prints_what_its_reader_expects(server: Server, run_node: RunNode, name: str) -> None:
     printed = run_node(server, EXAMPLES / "node" / name)
     assert re.fullmatch(NODE[name], printed), printed
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_blocks_of_a_document_are_a_program(server: Server, name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
+    printed = run(server, sys.executable, "-c", "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    assert re.fullmatch(DOCUMENTS[name], printed), printed
