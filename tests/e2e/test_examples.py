@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import RunNode, StartServer
-from tests.e2e.server import Server
+from tests.e2e.server import K2, Server
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -78,6 +78,15 @@ def test_a_program_prints_what_its_reader_expects(server: Server, name: str) -> 
 def test_a_node_program_prints_what_its_reader_expects(server: Server, run_node: RunNode, name: str) -> None:
     printed = run_node(server, EXAMPLES / "node" / name)
     assert re.fullmatch(NODE[name], printed), printed
+
+
+@pytest.mark.parametrize(("small", "background"), [("", K2), ("moonshot-v1-8k", "moonshot-v1-8k")])
+def test_claude_code_may_be_given_a_smaller_model_for_the_background(
+    server: Server, small: str, background: str
+) -> None:
+    script = str(EXAMPLES / "claude_code.sh")
+    told = run(server, "env", "-u", "MODEL", "CLAUDE=env", f"SMALL_MODEL={small}", "sh", script).splitlines()
+    assert {f"ANTHROPIC_MODEL={K2}", f"ANTHROPIC_DEFAULT_HAIKU_MODEL={background}"} <= set(told)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
