@@ -214,6 +214,18 @@ def test_a_model_that_always_thinks_does_so_in_lenient_mode(start_server: StartS
     assert (strict.status, strict.json["error"]["message"]) == (400, sentence)
 
 
+def test_calls_without_their_thinking_are_refused_in_strict_mode_in_the_words_of_this_dialect(
+    echo: Server, start_server: StartServer
+) -> None:
+    result = {"type": "tool_result", "tool_use_id": "get:0", "content": "cold"}
+    turns = [*user("Where?"), {"role": "assistant", "content": [USE]}, {"role": "user", "content": [result]}]
+    fields: dict[str, Any] = {"model": "kimi-k2.6", "tools": [TOOL], "messages": turns}
+    assert ask(echo, **fields).status == 200
+    strict = ask(start_server("--set", "mode=strict"), **fields)
+    sentence = "thinking is enabled but a thinking block is missing in assistant tool call message at index 1"
+    assert (strict.status, strict.json["error"]["message"]) == (400, sentence)
+
+
 def test_arguments_that_are_no_object_are_an_error_of_a_stream_too(start_server: StartServer, tmp_path: Path) -> None:
     """Where nothing is enforced; neither way is it billed."""
     script = tmp_path / "raw.txt"

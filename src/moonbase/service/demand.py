@@ -159,7 +159,8 @@ def _refuse_with_thinking(request: ChatRequest, model: Model, *, thinks: bool) -
         raise InvalidRequest("tool_choice 'required' is incompatible with thinking enabled", prefix=False)
     if switched and request.tool_choice.kind == "function":
         raise InvalidRequest("tool_choice 'specified' is incompatible with thinking enabled", prefix=False)
+    field = "a thinking block" if request.messages_api else "reasoning_content"
     for message in request.messages:
         if message.tool_calls and message.reasoning is None:
             where = f"assistant tool call message at index {message.position}"
-            raise InvalidRequest(f"thinking is enabled but reasoning_content is missing in {where}", prefix=False)
+            raise InvalidRequest(f"thinking is enabled but {field} is missing in {where}", prefix=False)
