@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.dialects.openai.head import ID, MODEL, NOW, head
 
 from moonbase.chat.events import (
     ArgumentsDelta,
@@ -17,7 +18,6 @@ from moonbase.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from moonbase.dialects.base import Head
 from moonbase.dialects.errors import encode_error, encode_unknown_path
 from moonbase.dialects.openai.encode import (
     ChunkEncoder,
@@ -25,20 +25,6 @@ from moonbase.dialects.openai.encode import (
     fingerprint,
 )
 from moonbase.errors import ApiError, InvalidRequest, ModelNotFound
-
-ID, NOW, MODEL = "chatcmpl-0123456789abcdef01234567", 1_700_000_000, "kimi-k2-0905-preview"
-
-
-def head(*, include_usage: bool = False) -> Head:
-    return Head(
-        id=ID,
-        created=NOW,
-        model=MODEL,
-        served_by="echo",
-        prompt_tokens=1,
-        cached_tokens=0,
-        include_usage=include_usage,
-    )
 
 
 @st.composite

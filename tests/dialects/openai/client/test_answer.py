@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.dialects.openai.head import head
 
 from moonbase.chat.events import (
     ArgumentsDelta,
@@ -19,7 +20,6 @@ from moonbase.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from moonbase.dialects.base import Head
 from moonbase.dialects.errors import encode_error
 from moonbase.dialects.openai.client.answer import AnswerReader, Bounds
 from moonbase.dialects.openai.encode import ChunkEncoder, encode_completion
@@ -38,18 +38,6 @@ OWN_COUNT = 50
 MOST = Bounds(prompt=10**6, output=10**6)
 TOOLS = ("get", "put", "look", "look_up")
 TEXT = st.text(min_size=1, max_size=20)
-
-
-def head(*, include_usage: bool = False) -> Head:
-    return Head(
-        id="chatcmpl-0123456789abcdef01234567",
-        created=1_700_000_000,
-        model="kimi-k2-0905-preview",
-        served_by="test",
-        prompt_tokens=1,
-        cached_tokens=0,
-        include_usage=include_usage,
-    )
 
 
 def reader(choices: int = 1, *, most: Bounds = MOST, passed_on: str | None = None) -> AnswerReader:
