@@ -50,6 +50,7 @@ FormatName = Literal[
 ]
 Mode = Literal["lenient", "strict"]
 Currency = Literal["USD", "CNY"]
+Durability = Literal["process", "disk"]
 
 
 def _d(text: str) -> Meta:
@@ -149,10 +150,17 @@ class ChaosSettings(_Section, frozen=True):
 
 class DatabaseSettings(_Section, frozen=True):
     url: Annotated[str | None, _d("SQLAlchemy URL; by default a SQLite file under MOONBASE_HOME.")] = None
+    grace: Annotated[Seconds, _d("Seconds that keys in use stay valid while the database is away.")] = 60.0
 
 
 class BillingSettings(_Section, frozen=True):
     currency: Annotated[Currency, _d("Currency of prices and balances.")] = "USD"
+    durability: Annotated[
+        Durability,
+        _d(
+            "What a charge survives once its answer is complete: the death of the `process`, or the machine's (`disk`)."
+        ),
+    ] = "process"
 
 
 class MetricsSettings(_Section, frozen=True):

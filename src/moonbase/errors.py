@@ -7,6 +7,8 @@
     ├── ModelFileError                  a model file is missing, damaged or of the wrong kind
     ├── WorkerDied                      an engine's process ended; becomes EngineUnavailable
     ├── UnknownKey                      a key id of the command line that does not exist
+    ├── BalanceTooLow                   a change of a balance would take what is spoken for
+    ├── WriteOffRefused                 leases that cannot be written off
     ├── BackupFailed                    a copy of the database could not be made
     ├── EndpointFailed                  a server that we are a client of refused or failed
     ├── UpstreamFailed                  a response of an upstream did not come or broke off
@@ -23,6 +25,7 @@
         ├── RequestTooLarge             413  invalid_request_error
         ├── HostNotAllowed              421  invalid_request_error
         ├── EngineOverloaded            429  engine_overloaded_error
+        ├── InsufficientBalance         429  exceeded_current_quota_error
         ├── ServerError                 500  server_error                  ours: the log knows more
         ├── InvalidOutput               500  unexpected_output             the model broke its constraint
         ├── EngineUnavailable           503  server_unavailable            Retry-After
@@ -60,6 +63,18 @@ class UnknownKey(MoonbaseError):
     def __init__(self, key_id: str) -> None:
         super().__init__(f"there is no key {key_id!r}; `moonbase keys list` shows the ids")
         self.key_id = key_id
+
+
+class BalanceTooLow(MoonbaseError):
+    """A balance cannot be lowered by so much. `free_nano` is what no request that runs now may cost."""
+
+    def __init__(self, free_nano: int) -> None:
+        super().__init__(f"only {free_nano} nano-units are free to be taken away")
+        self.free_nano = free_nano
+
+
+class WriteOffRefused(MoonbaseError):
+    """The leases of a process cannot be written off. The message says why and what to do."""
 
 
 class BackupFailed(MoonbaseError):
@@ -207,6 +222,19 @@ class EngineOverloaded(ApiError):
     def __init__(self, retry_after: int | None = None) -> None:
         super().__init__("The engine is currently overloaded, please try again later")
         self.retry_after = retry_after
+
+
+class InsufficientBalance(ApiError):
+    """The organization has less money than the request may cost (moonshot-api.md 9.3)."""
+
+    status = 429
+    type = "exceeded_current_quota_error"
+
+    def __init__(self, organization_id: str, key_id: str) -> None:
+        super().__init__(
+            f"Your account {organization_id} <{key_id}> is suspended due to insufficient balance, "
+            "please recharge your account or check your plan and billing details"
+        )
 
 
 class ServerError(ApiError):

@@ -38,8 +38,9 @@ async def test_of_many_first_starts_one_gets_the_secret(url: URL) -> None:
 async def test_the_default_organization_is_postpaid_and_pays_in_the_configured_currency(database: Database) -> None:
     await _keys(database).first_start()
     async with database.read() as connection:
-        rows = await connection.execute(text("SELECT name, currency, granted_nano, postpaid FROM organization"))
-        assert [tuple(row) for row in rows] == [("default", "CNY", 0, True)]
+        tables = "organization JOIN balance ON organization_id = id"
+        rows = await connection.execute(text(f"SELECT name, currency, cash_nano, voucher_nano, postpaid FROM {tables}"))
+        assert [tuple(row) for row in rows] == [("default", "CNY", 0, 0, True)]
 
 
 async def test_a_key_made_before_the_first_start_makes_a_first_key_needless(database: Database) -> None:
@@ -72,6 +73,6 @@ async def test_a_first_start_that_the_database_refuses_is_a_configuration_error(
     await migrate(database_url(None, tmp_path))
     file = tmp_path / "moonbase.db"
     file.write_bytes(file.read_bytes()[:4096].ljust(65_536, b"\xff"))
-    async with Database(database_url(None, tmp_path)) as database:
-        with pytest.raises(ConfigurationError, match="is damaged; restore a backup"):
+    with pytest.raises(ConfigurationError, match="is damaged; restore a backup"):
+        async with Database(database_url(None, tmp_path)) as database:
             await _keys(database).first_start()

@@ -2,15 +2,18 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from sqlalchemy import text
 
+from moonbase.accounts.keys import milliseconds
 from moonbase.accounts.recorder import Recorder
+from moonbase.accounts.spool import Spool, left_spools
 from moonbase.errors import DatabaseUnavailable
 from moonbase.store.database import Database, database_url
 from moonbase.store.migrate import migrate
@@ -42,6 +45,17 @@ RECORD = UsageRecord(
 )
 
 
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    with Spool(tmp_path / "spool") as spool:
+        spool.keep = False
+        yield spool
+
+
+def _recorder(database: Database, spool: Spool, **options: Any) -> Recorder:
+    return Recorder(database, spool, clock=milliseconds, **options)
+
+
 def _records(count: int, prefix: str = "r") -> list[UsageRecord]:
     return [replace(RECORD, request_id=f"{prefix}{i}") for i in range(count)]
 
@@ -71,8 +85,8 @@ async def _impatient(tmp_path: Path) -> AsyncIterator[tuple[Database, sqlite3.Co
         other.close()
 
 
-async def test_flush_returns_when_all_records_are_stored(database: Database) -> None:
-    async with Recorder(database, interval=60, batch=10) as recorder:
+async def test_flush_returns_when_all_records_are_stored(database: Database, spool: Spool) -> None:
+    async with _recorder(database, spool, interval=60, batch=10) as recorder:
         for record in _records(25):
             recorder.record(record)
         await recorder.flush()
@@ -80,28 +94,33 @@ async def test_flush_returns_when_all_records_are_stored(database: Database) -> 
         await recorder.flush()
 
 
-async def test_a_full_batch_is_written_before_its_time(database: Database) -> None:
-    async with Recorder(database, interval=60, batch=10) as recorder:
+async def test_a_full_batch_is_written_before_its_time(database: Database, spool: Spool) -> None:
+    async with _recorder(database, spool, interval=60, batch=10) as recorder:
         for record in _records(10):
             recorder.record(record)
         await _until_stored(database, 10)
 
 
-async def test_a_lonely_record_is_written_after_the_interval(database: Database) -> None:
-    async with Recorder(database, interval=0.05) as recorder:
+async def test_a_lonely_record_is_written_after_the_interval(database: Database, spool: Spool) -> None:
+    async with _recorder(database, spool, interval=0.05) as recorder:
         recorder.record(RECORD)
         await _until_stored(database, 1)
 
 
-async def test_leaving_writes_what_is_pending(database: Database) -> None:
-    async with Recorder(database, interval=60, batch=10) as recorder:
+async def test_leaving_writes_what_is_pending(database: Database, spool: Spool) -> None:
+    async with _recorder(database, spool, interval=60, batch=10) as recorder:
         for record in _records(33):
             recorder.record(record)
     assert await _stored(database) == 33
 
 
-async def test_records_outlive_a_locked_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with _impatient(tmp_path) as (database, other), Recorder(database, interval=0.01, batch=4) as recorder:
+async def test_records_outlive_a_locked_database(
+    tmp_path: Path, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        _impatient(tmp_path) as (database, other),
+        _recorder(database, spool, interval=0.01, batch=4) as recorder,
+    ):
         other.execute("BEGIN IMMEDIATE")
         for record in _records(10):
             recorder.record(record)
@@ -116,9 +135,9 @@ async def test_records_outlive_a_locked_database(tmp_path: Path, caplog: pytest.
     assert "database is locked" in caplog.text
 
 
-async def test_at_the_limit_it_is_full_and_still_takes_what_was_admitted(tmp_path: Path) -> None:
+async def test_at_the_limit_it_is_full_and_still_takes_what_was_admitted(tmp_path: Path, spool: Spool) -> None:
     async with _impatient(tmp_path) as (database, other):
-        async with Recorder(database, limit=3) as recorder:
+        async with _recorder(database, spool, limit=3) as recorder:
             other.execute("BEGIN IMMEDIATE")
             for record in _records(2):
                 recorder.record(record)
@@ -132,24 +151,41 @@ async def test_at_the_limit_it_is_full_and_still_takes_what_was_admitted(tmp_pat
         assert await _stored(database) == 4
 
 
-async def test_what_cannot_be_written_at_the_end_goes_to_the_log_whole(
+async def test_what_cannot_be_written_at_the_end_stays_in_the_spool(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with _impatient(tmp_path) as (database, other):
         other.execute("BEGIN IMMEDIATE")
         started = time.monotonic()
-        async with Recorder(database, closing_timeout=0.2) as recorder:
-            recorder.record(replace(RECORD, request_id="lost-one"))
+        with Spool(tmp_path / "spool") as spool:
+            async with _recorder(database, spool, closing_timeout=0.2) as recorder:
+                recorder.record(replace(RECORD, request_id="late"))
         assert time.monotonic() - started < 5
+        other.execute("ROLLBACK")
+    (left,) = left_spools(tmp_path / "spool")
+    assert [record.request_id for record in left.records] == ["late"]
+    assert "1 usage records stay in the spool until the next start" in caplog.text
+
+
+async def test_only_where_the_spool_fails_too_a_record_goes_to_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _impatient(tmp_path) as (database, other):
+        other.execute("BEGIN IMMEDIATE")
+        with Spool(tmp_path / "spool") as spool:
+            async with _recorder(database, spool, closing_timeout=0.2) as recorder:
+                recorder.record(replace(RECORD, request_id="lost-one"))
+                spool.failing = True
+                assert recorder.full
         other.execute("ROLLBACK")
     (lost,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
     assert '"request_id":"lost-one"' in lost.getMessage()
 
 
 async def test_a_record_the_database_refuses_does_not_hold_up_the_others(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: Database, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with Recorder(database) as recorder:
+    async with _recorder(database, spool) as recorder:
         recorder.record(replace(RECORD, request_id="bad", outcome=None))
         recorder.record(replace(RECORD, request_id="good"))
         await recorder.flush()
@@ -171,9 +207,9 @@ async def test_a_record_the_database_refuses_does_not_hold_up_the_others(
     ids=["65 bits", "81 bits", "far below 0", "5001 digits", "half a character", "an object"],
 )
 async def test_a_record_that_no_database_can_hold_is_logged_once_and_the_others_are_written(
-    database: Database, caplog: pytest.LogCaptureFixture, field: str, value: object
+    database: Database, spool: Spool, caplog: pytest.LogCaptureFixture, field: str, value: object
 ) -> None:
-    async with Recorder(database, interval=0.01, batch=16) as recorder:
+    async with _recorder(database, spool, interval=0.01, batch=16) as recorder:
         for record in _records(40, "before"):
             recorder.record(record)
         recorder.record(replace(RECORD, request_id="bad", **{field: value}))
@@ -189,25 +225,14 @@ async def test_a_record_that_no_database_can_hold_is_logged_once_and_the_others_
     assert '"request_id":"bad"' in lost.getMessage()
 
 
-async def test_what_can_never_be_written_goes_to_the_log_at_the_end_while_the_database_is_away(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with _impatient(tmp_path) as (database, other):
-        other.execute("BEGIN IMMEDIATE")
-        async with Recorder(database, closing_timeout=0.2) as recorder:
-            recorder.record(replace(RECORD, request_id="bad", output=2**80))
-            recorder.record(replace(RECORD, request_id="good"))
-        other.execute("ROLLBACK")
-    lost = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.ERROR]
-    assert [name for text in lost for name in ("bad", "good") if f'"request_id":"{name}"' in text] == ["bad", "good"]
-    assert f'"output":{2**80}' in lost[0]
-
-
 async def test_a_database_that_goes_away_between_a_bad_record_and_a_good_one_loses_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The bad record is dropped while the database takes writes; the good ones wait when it does not."""
-    async with _impatient(tmp_path) as (database, other), Recorder(database, interval=0.01, batch=8) as recorder:
+    async with (
+        _impatient(tmp_path) as (database, other),
+        _recorder(database, spool, interval=0.01, batch=8) as recorder,
+    ):
         recorder.record(replace(RECORD, request_id="bad", output=2**80))
         with suppress(DatabaseUnavailable):
             await recorder.flush()
@@ -224,8 +249,8 @@ async def test_a_database_that_goes_away_between_a_bad_record_and_a_good_one_los
     assert [name for text in lost for name in ("bad", "worse") if f'"request_id":"{name}"' in text] == ["bad", "worse"]
 
 
-async def test_a_cancelled_flush_leaves_the_recorder_working(database: Database) -> None:
-    async with Recorder(database, interval=60) as recorder:
+async def test_a_cancelled_flush_leaves_the_recorder_working(database: Database, spool: Spool) -> None:
+    async with _recorder(database, spool, interval=60) as recorder:
         recorder.record(RECORD)
         flush = asyncio.create_task(recorder.flush())
         await asyncio.sleep(0)

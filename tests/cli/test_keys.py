@@ -54,7 +54,8 @@ def test_a_piped_list_is_tab_separated() -> None:
 def test_a_list_can_be_json() -> None:
     _create("laptop")
     (key,) = json.loads(cli.invoke(app, ["list", "--json"]).stdout)
-    assert list(key) == ["id", "project_id", "name", "hint", "created_at", "revoked_at"]
+    assert list(key)[:6] == ["id", "project_id", "name", "hint", "created_at", "expires_at"]
+    assert key["limits"] == {"concurrency": None, "rpm": None, "tpm": None, "tpd": None}
 
 
 def test_a_revoked_key_is_listed_with_its_time() -> None:

@@ -17,6 +17,7 @@ def test_every_answer_leaves_a_record_with_its_tokens_price_and_outcome(echo: Se
     before = int(time.time() * 1000)
     reply = echo.chat(TEXT)
     record = echo.usage(reply)
+    assert record.pop("entry_id") > 0
     times = [record.pop(name) for name in ("started_at", "first_token_at", "finished_at")]
     assert times == sorted(times)
     assert before <= times[0] <= times[2] <= time.time() * 1000

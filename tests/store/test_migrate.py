@@ -4,16 +4,37 @@ import sys
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import URL, Connection, text
 
 from moonbase.errors import ConfigurationError
 from moonbase.store.database import Database
-from moonbase.store.migrate import head, migrate
+from moonbase.store.ledger import find_imbalances, read_balance
+from moonbase.store.migrate import alembic_config, head, migrate
+from moonbase.store.records import Balance
 from moonbase.store.tables import metadata
 
 pytestmark = pytest.mark.anyio
+
+
+_USAGE = "'proj', 'ak', 'm', 'echo', 1, 0, 0, 1, 1, 1, 1, 1"
+_BEFORE_THE_LEDGER = [
+    *[
+        f"INSERT INTO organization VALUES ('{name}', 'uid-{name}', '{name}', 1, 'USD', {granted}, {postpaid}, 5)"
+        for name, granted, postpaid in [("org-rich", 100, "false"), ("org-poor", 5, "true"), ("org-new", 0, "true")]
+    ],
+    *[
+        f"INSERT INTO usage VALUES ('{request_id}', '{name}', {_USAGE}, {cost}, 'USD', 'stop', 6, NULL, 7)"
+        for request_id, name, cost in [("a", "org-rich", 30), ("b", "org-rich", 10), ("c", "org-poor", 40)]
+    ],
+    f"INSERT INTO usage VALUES ('d', 'org-poor', {_USAGE}, 0, 'USD', 'failed', 6, NULL, 7)",
+]
+
+
+def _upgrade_to(connection: Connection, revision: str) -> None:
+    command.upgrade(alembic_config(connection), revision)
 
 
 def _differences(connection: Connection) -> list[Any]:
@@ -23,6 +44,20 @@ def _differences(connection: Connection) -> list[Any]:
 async def test_the_migrations_make_the_declared_tables(database: Database) -> None:
     async with database.read() as connection:
         assert await connection.run_sync(_differences) == []
+
+
+async def test_money_granted_and_used_before_the_ledger_becomes_entries_that_add_up(url: URL) -> None:
+    async with Database(url) as database:
+        async with database.exclusive() as connection:
+            await connection.run_sync(_upgrade_to, "0001")
+        async with database.write() as connection:
+            for statement in _BEFORE_THE_LEDGER:
+                await connection.execute(text(statement))
+        await migrate(url)
+        async with database.read() as connection:
+            assert await find_imbalances(connection) == []
+            balances = {name: await read_balance(connection, name) for name in ("org-rich", "org-poor", "org-new")}
+    assert balances == {"org-rich": Balance(0, 60), "org-poor": Balance(-35, 0), "org-new": Balance(0, 0)}
 
 
 async def test_several_starts_at_once_migrate_once(url: URL) -> None:

@@ -40,14 +40,22 @@ class Authenticator:
 
     An async context manager that owns a task: each second it asks the database once about all keys
     used since, so that a key in use never waits for the database and a revoked one is refused
-    within `KEY_TTL_MS`, in this process (`forget`) at once. What is remembered is bounded, wrong
+    within `KEY_TTL_MS`, in this process (`forget`) at once. While the database is away, where nobody
+    can revoke a key either, those that were valid stay so for a while. What is remembered is bounded, wrong
     guesses apart from keys, so that guessing neither fills the memory nor pushes out keys.
     """
 
-    def __init__(self, database: Database, *, clock: Callable[[], int], remembered: int = 16_384) -> None:
-        """`clock` gives milliseconds; `remembered` bounds the keys, and as many guesses, in memory."""
+    def __init__(
+        self, database: Database, *, clock: Callable[[], int], grace: float = 60.0, remembered: int = 16_384
+    ) -> None:
+        """`clock` gives milliseconds. `grace` is the seconds that keys stay valid while the database is away.
+
+        `remembered` bounds the keys, and as many guesses, in memory.
+        """
         self._database = database
         self._clock = clock
+        self._grace_ms = round(grace * 1000)
+        self._away = False
         self._remembered = remembered
         self._known: dict[bytes, _Known] = {}
         self._guesses: dict[bytes, int] = {}
@@ -68,19 +76,31 @@ class Authenticator:
     async def find(self, secret: str) -> Caller:
         """The caller; for a key in use without suspending.
 
-        Raises `InvalidAuthentication` for an unknown or revoked key, `DatabaseUnavailable` when nobody can say.
+        Raises `InvalidAuthentication` for an unknown, revoked or expired key, `DatabaseUnavailable` when nobody can
+        say.
         """
         if not is_secret(secret):
             raise InvalidAuthentication
-        digest = sha256(secret.encode()).digest()
+        caller = await self._find(sha256(secret.encode()).digest())
+        if caller.expires_at is not None and caller.expires_at <= self._clock():
+            raise InvalidAuthentication
+        return caller
+
+    async def _find(self, digest: bytes) -> Caller:
         known = self._known.get(digest)
-        if known is not None and self._is_recent(known.checked_at):
+        if known is not None and self._is_recent(known.checked_at, self._grace_ms if self._away else KEY_TTL_MS):
             known.used = True
             return known.caller
         guessed_at = self._guesses.get(digest)
         if guessed_at is not None and self._is_recent(guessed_at):
             raise InvalidAuthentication
-        return await self._look_up(digest)
+        try:
+            return await self._look_up(digest)
+        except DatabaseUnavailable:
+            known = self._known.get(digest)
+            if known is None or not self._is_recent(known.checked_at, self._grace_ms):
+                raise
+            return known.caller
 
     def forget(self, key_id: str) -> None:
         """Ask the database again before this key is let in."""
@@ -111,8 +131,8 @@ class Authenticator:
             except DatabaseUnavailable:
                 continue  # keys that grow too old meanwhile are looked up on use, which tells the caller
 
-    def _is_recent(self, then: int) -> bool:
-        return 0 <= self._clock() - then < KEY_TTL_MS  # 0: a clock set back makes everything old
+    def _is_recent(self, then: int, lifetime: int = KEY_TTL_MS) -> bool:
+        return 0 <= self._clock() - then < lifetime  # 0: a clock set back makes everything old
 
     async def _look_up(self, digest: bytes) -> Caller:
         """Ask the database, once for all that come while it is being asked."""
@@ -137,8 +157,13 @@ class Authenticator:
         return caller
 
     async def _ask(self, digests: set[bytes]) -> dict[bytes, Caller]:
-        async with self._database.read() as connection:
-            found = await find_callers(connection, [digest.hex() for digest in digests])
+        try:
+            async with self._database.read() as connection:
+                found = await find_callers(connection, [digest.hex() for digest in digests])
+        except DatabaseUnavailable:
+            self._away = True
+            raise
+        self._away = False
         return {bytes.fromhex(secret_hash): caller for secret_hash, caller in found.items()}
 
     def _remember(self, group: _Group, asked_at: int, *, fresh: bool) -> None:

@@ -87,7 +87,6 @@ class Keys:
             name=_DEFAULT,
             tier=5,
             currency=self._currency,
-            granted_nano=0,
             postpaid=True,
             created_at=now,
         )

@@ -9,7 +9,7 @@ MOST = 2**53  # of tokens, and of nano-units: what every reader of a number keep
 log = logging.getLogger(__name__)
 
 
-class Tokens(Struct, frozen=True, kw_only=True):
+class Tokens(Struct, frozen=True, kw_only=True, gc=False):
     """What a request used: `0 <= cached <= prompt`, and no count under 0 or over `MOST`."""
 
     prompt: int
@@ -24,10 +24,11 @@ class Tokens(Struct, frozen=True, kw_only=True):
     @classmethod
     def counted(cls, request_id: str, *, prompt: int, cached: int, output: int) -> "Tokens":
         """What an engine counted. What cannot be becomes the nearest that can, and is logged."""
+        if 0 <= cached <= prompt <= MOST and 0 <= output <= MOST:
+            return cls(prompt=prompt, cached=cached, output=output)
         believed = _up_to(MOST, prompt)
         tokens = cls(prompt=believed, cached=_up_to(believed, cached), output=_up_to(MOST, output))
-        if (tokens.prompt, tokens.cached, tokens.output) != (prompt, cached, output):
-            log.error("request %s: impossible token counts, recorded as %r", request_id, tokens)
+        log.error("request %s: impossible token counts, recorded as %r", request_id, tokens)
         return tokens
 
     @property

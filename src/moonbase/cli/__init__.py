@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from moonbase import __version__
-from moonbase.cli import chat, db, keys, models, serve, verify
+from moonbase.cli import chat, db, keys, ledger, models, serve, verify
 from moonbase.errors import ConfigurationError, MoonbaseError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("verify")(verify.verify)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(db.app, name="db")
+app.add_typer(ledger.app, name="ledger")
 
 
 def _version(wanted: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from moonbase.cli.database import with_database
 from moonbase.cli.options import ConfigOption
 
 if TYPE_CHECKING:
@@ -73,26 +74,12 @@ def revoke(
 
 
 def _with_keys(config_file: Path | None, use: "Callable[[Keys], Awaitable[T]]") -> T:
-    """What `use` makes of the keys of the configured database, which is created or updated first."""
-    import asyncio  # with SQLAlchemy half a second, which `--help` should not cost
+    """What `use` makes of the keys of the configured database."""
+    from moonbase.accounts.keys import Keys  # with SQLAlchemy half a second, which `--help` should not cost
 
-    from moonbase import config
-    from moonbase.accounts.keys import Keys
-    from moonbase.store.database import Database, database_url
-    from moonbase.store.migrate import migrate
-
-    settings = config.load(config_file)
-
-    async def run() -> T:
-        database = Database(database_url(settings.database.url, config.home()))
-        new = database.path is not None and not database.path.exists()
-        await migrate(database.url)
-        if new:
-            typer.echo(f"Made the database {database}.", err=True)
-        async with database:
-            return await use(Keys(database, currency=settings.billing.currency))
-
-    return asyncio.run(run())
+    return with_database(
+        config_file, lambda database, settings: use(Keys(database, currency=settings.billing.currency))
+    )
 
 
 _COLUMNS = ("Id", "Name", "Secret", "Created", "Revoked")

@@ -20,7 +20,7 @@ from moonbase.server.deployments import build_deployment
 from moonbase.server.endpoints import AccountEndpoints, ChatEndpoint, CountEndpoint, OperationEndpoints
 from moonbase.service.chat import ChatService
 from moonbase.service.ids import Ids
-from moonbase.store.database import Database, database_url
+from moonbase.store.database import Database, database_url, spool_folder
 from moonbase.store.migrate import migrate
 from moonbase.telemetry import Metrics
 
@@ -44,11 +44,19 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
     catalog = load_catalog(settings.models)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(url))
-        accounts = await stack.enter_async_context(Accounts(database, currency=settings.billing.currency))
+        accounts = await stack.enter_async_context(
+            Accounts(
+                database,
+                spool_folder(url, home),
+                currency=settings.billing.currency,
+                durability=settings.billing.durability,
+                grace=settings.database.grace,
+            )
+        )
         router = await _start_deployments(settings, catalog, cache, stack)
         first_key = await accounts.keys.first_start()  # last: a start that fails must not have made a key
         ids = Ids()
-        chat = ChatService(settings, catalog, router, accounts, metrics)
+        chat = ChatService(settings, catalog, router, accounts.ledger, metrics)
         for deployment in router.deployments:
             metrics.gauge("moonbase_running", "Choices being generated.", deployment.name, _running(deployment))
             metrics.gauge("moonbase_waiting", "Choices waiting for their turn.", deployment.name, _waiting(deployment))

@@ -10,8 +10,7 @@ from typing import Self
 
 from msgspec import Struct, structs
 
-from moonbase.accounts.accounts import Accounts
-from moonbase.accounts.tokens import Tokens
+from moonbase.accounts.ledger import Ledger, Reservation, counted
 from moonbase.catalog import rules
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Model
@@ -48,6 +47,7 @@ class Answer:
         metrics: ModelMetrics,
         arrival: Arrival,
         demand: Demand,
+        reservation: Reservation,
     ) -> None:
         self.model = model
         self.served_by = deployment.name
@@ -61,6 +61,7 @@ class Answer:
         self._broken: InvalidOutput | None = None
         self._stream = stream
         self._metrics = metrics
+        self._reservation = reservation
         self._last = arrival.monotonic
         self._tokens = 0
 
@@ -98,12 +99,22 @@ class Answer:
         elif new := (tokens := self._stream.completion_tokens) - self._tokens:
             self._metrics.inter_token.observe((now - self._last) / new, new)
             self._tokens = tokens
+            self._reservation.mark(tokens)
         self._last = now
         if self._checks is not None:
             events = await self._checked(self._checks, events, first=first)
         if self._broken is None and isinstance(events[-1], Finished) and not self._stream.open:
             self.outcome = events[-1].reason
+            self.end()  # before the client has all of it, so that nothing complete is ever unpaid
+            await self._reservation.ledger.durable()
         return events
+
+    def end(self, *, failed: bool = False) -> None:
+        """Charge what was generated; of an answer that failed, nothing."""
+        used = counted(self._reservation.request_id, self._stream)
+        self._metrics.ended("failed" if failed else self.outcome, used.prompt, used.cached, used.output)
+        if not failed:
+            self._reservation.settle(used, outcome=self.outcome, first_token_at=self.first_token_at)
 
     async def _checked(self, checks: OutputChecks, events: list[ChatEvent], *, first: bool) -> list[ChatEvent]:
         """The events, without the end of a choice that is not what was demanded; the next `read` raises then.
@@ -125,13 +136,11 @@ class Answer:
 class ChatService:
     """Answers chat requests of callers that have been let in."""
 
-    def __init__(
-        self, settings: Settings, catalog: Catalog, router: Router, accounts: Accounts, metrics: Metrics
-    ) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, router: Router, ledger: Ledger, metrics: Metrics) -> None:
         self._settings = settings
         self._catalog = catalog
         self._router = router
-        self._accounts = accounts
+        self._ledger = ledger
         self._metrics = metrics
         self._schemas = SchemaBook()
 
@@ -158,7 +167,7 @@ class ChatService:
         billed = model.tier_for(prompt.tokens + max_tokens)
         today = datetime.fromtimestamp(arrival.at / 1000, UTC).date()
         with (
-            self._accounts.reserve(
+            await self._ledger.reserve(
                 caller,
                 request_id=arrival.request_id,
                 model=billed.id,
@@ -171,22 +180,15 @@ class ChatService:
             prompt.open(arrival.request_id, sampling=sampling, max_tokens=max_tokens) as stream,
             _Watchdog(stream, deployment.limits),
         ):
-            answer = Answer(model, deployment, stream, metrics, arrival, demand)
+            reservation.follow(stream)
+            answer = Answer(model, deployment, stream, metrics, arrival, demand, reservation)
             failed = True
             try:
                 yield answer
                 failed = False
             finally:
-                failed = failed and not answer.abandoned
-                used = Tokens.counted(
-                    arrival.request_id,
-                    prompt=stream.prompt_tokens,
-                    cached=stream.cached_tokens,
-                    output=stream.completion_tokens,
-                )
-                metrics.ended("failed" if failed else answer.outcome, used.prompt, used.cached, used.output)
-                if not failed:
-                    reservation.settle(used, outcome=answer.outcome, first_token_at=answer.first_token_at)
+                if not reservation.settled:
+                    answer.end(failed=failed and not answer.abandoned)
 
     def _translated(self, request: ChatRequest, model: Model, demand: Demand) -> ChatRequest:
         """The request with its sampling in the model's terms.

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import fcntl
+import hashlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
@@ -24,6 +25,7 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 _BUSY_TIMEOUT = 5.0  # seconds a statement waits for another process's write
+_CONNECT_TIMEOUT = 5.0  # seconds a PostgreSQL server may take to let us in
 _LOCK_TIMEOUT = 60.0  # seconds a start waits for another process's migration
 _LOCK_POLL = 0.02
 _ADVISORY_LOCK = 0x6D6F6F6E62617365  # "moonbase"
@@ -58,6 +60,11 @@ def database_url(url: str | None, home: Path) -> URL:
     if not parsed.database or parsed.database == ":memory:":
         raise ConfigurationError("database.url: names no database; it ends in a file (SQLite) or a name (PostgreSQL)")
     return parsed.set(drivername=driver)
+
+
+def spool_folder(url: URL, home: Path) -> Path:
+    """Where the processes of this host keep what they owe the database at `url`; another database has another."""
+    return home / "spool" / hashlib.sha256(url.render_as_string().encode()).hexdigest()[:16]
 
 
 class Database:
@@ -111,6 +118,17 @@ class Database:
         assert self._engine is not None, "the database is not open"
         with _unavailable():
             async with self._engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that reads the database as it is at one moment. Raises `DatabaseUnavailable`."""
+        assert self._engine is not None, "the database is not open"
+        engine = self._engine
+        if self.path is None:  # what SQLite does anyway
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        with _unavailable():
+            async with engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -173,7 +191,9 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
 
 def _postgresql_engine(url: URL) -> AsyncEngine:
     try:
-        return create_async_engine(url, hide_parameters=True, pool_pre_ping=True)
+        return create_async_engine(
+            url, hide_parameters=True, pool_pre_ping=True, connect_args={"timeout": _CONNECT_TIMEOUT}
+        )
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             "database.url: PostgreSQL needs the extra `postgres`; install moonbase[postgres]"

@@ -6,20 +6,33 @@ from msgspec import Struct
 
 from moonbase.config import Currency
 
-Outcome = Literal["stop", "length", "tool_calls", "cancelled", "failed"]
+Outcome = Literal["stop", "length", "tool_calls", "cancelled", "failed", "interrupted"]
+EntryKind = Literal["credit", "usage", "correction"]
+
+
+class Limits(Struct, frozen=True, gc=False):
+    """Caps: requests open at once, requests a minute, tokens a minute, tokens a day. None is no cap."""
+
+    concurrency: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    tpd: int | None = None
+
+
+NO_LIMITS = Limits()
 
 
 class Organization(Struct, frozen=True, kw_only=True):
-    """Who pays. `granted_nano` is its credit in nano-units of `currency`; a `postpaid` one is never refused."""
+    """Who pays, in `currency`. A `postpaid` one is never refused for its balance and has no limits of a tier."""
 
     id: str
     uid: str
     name: str
     tier: int
     currency: Currency
-    granted_nano: int
     postpaid: bool
     created_at: int
+    limits: Limits = NO_LIMITS
 
 
 class Project(Struct, frozen=True, kw_only=True):
@@ -29,21 +42,29 @@ class Project(Struct, frozen=True, kw_only=True):
     organization_id: str
     name: str
     created_at: int
+    limits: Limits = NO_LIMITS
 
 
 class Key(Struct, frozen=True, kw_only=True):
-    """What authenticates. `hint` is the secret's last four characters; the secret itself is nowhere."""
+    """What authenticates. `hint` is the secret's last four characters; the secret itself is nowhere.
+
+    `models` and `endpoints` are what it opens, None: all. It is refused from `expires_at` on.
+    """
 
     id: str
     project_id: str
     name: str
     hint: str
     created_at: int
+    expires_at: int | None = None
     revoked_at: int | None = None
+    models: tuple[str, ...] | None = None
+    endpoints: tuple[str, ...] | None = None
+    limits: Limits = NO_LIMITS
 
 
-class Caller(Struct, frozen=True):
-    """Whom a valid key stands for. `currency` is the organization's."""
+class Caller(Struct, frozen=True, gc=False):
+    """Whom a valid key stands for, and what holds for it. `currency` and `postpaid` are the organization's."""
 
     organization_id: str
     project_id: str
@@ -51,9 +72,48 @@ class Caller(Struct, frozen=True):
     uid: str
     tier: int
     currency: Currency
+    postpaid: bool = True
+    expires_at: int | None = None
+    models: tuple[str, ...] | None = None
+    endpoints: tuple[str, ...] | None = None
+    organization_limits: Limits = NO_LIMITS
+    project_limits: Limits = NO_LIMITS
+    key_limits: Limits = NO_LIMITS
 
 
-class UsageRecord(Struct, frozen=True, kw_only=True):
+class Balance(Struct, frozen=True):
+    """Money of an organization in nano-units of its currency. A debt is negative cash."""
+
+    cash_nano: int
+    voucher_nano: int
+
+    @property
+    def available_nano(self) -> int:
+        """The service's rule: a debt does not reduce what vouchers pay (moonshot-api.md 5.2)."""
+        return self.voucher_nano + max(self.cash_nano, 0)
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One change of a balance. Entries are never changed; a mistake is mended by a `correction`."""
+
+    organization_id: str
+    kind: EntryKind
+    cash_nano: int
+    voucher_nano: int
+    note: str
+    created_at: int
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """What a gateway process may still spend of an organization's money."""
+
+    organization_id: str
+    process_id: str
+    amount_nano: int
+    updated_at: int
+
+
+class UsageRecord(Struct, frozen=True, kw_only=True, gc=False):
     """What one request used and cost.
 
     The prompt's tokens are `prompt_miss` + `prompt_hit` + `prompt_write`. Prices are nano-units of

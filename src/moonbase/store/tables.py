@@ -4,6 +4,12 @@ from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, 
 
 metadata = MetaData()
 
+
+def _limits() -> list[Column[int]]:
+    """Caps of their own that an organization, a project and a key may have."""
+    return [Column(f"max_{name}", BigInteger) for name in ("concurrency", "rpm", "tpm", "tpd")]
+
+
 organization = Table(
     "organization",
     metadata,
@@ -12,9 +18,10 @@ organization = Table(
     Column("name", Text, nullable=False),
     Column("tier", Integer, nullable=False),
     Column("currency", Text, nullable=False),
-    Column("granted_nano", BigInteger, nullable=False),
     Column("postpaid", Boolean, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    *_limits(),
+    Index("ix_organization_name", "name", unique=True),
 )
 
 project = Table(
@@ -24,7 +31,8 @@ project = Table(
     Column("organization_id", Text, ForeignKey("organization.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Index("ix_project_organization", "organization_id"),
+    *_limits(),
+    Index("ix_project_organization", "organization_id", "name", unique=True),
 )
 
 key = Table(
@@ -36,8 +44,47 @@ key = Table(
     Column("secret_hash", Text, nullable=False, unique=True),
     Column("hint", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("models", Text),
+    Column("endpoints", Text),
+    *_limits(),
     Index("ix_key_project", "project_id"),
+)
+
+# What the entries of an organization sum to, and how much of it processes hold as leases.
+balance = Table(
+    "balance",
+    metadata,
+    Column("organization_id", Text, primary_key=True),
+    Column("cash_nano", BigInteger, nullable=False),
+    Column("voucher_nano", BigInteger, nullable=False),
+    Column("leased_nano", BigInteger, nullable=False),
+)
+
+# Append-only. An entry of the kind `usage` is what one batch of usage records cost; they name it.
+entry = Table(
+    "entry",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("organization_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("cash_nano", BigInteger, nullable=False),
+    Column("voucher_nano", BigInteger, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_entry_organization", "organization_id", "created_at"),
+)
+
+# The money of an organization that a gateway process may spend without asking.
+lease = Table(
+    "lease",
+    metadata,
+    Column("organization_id", Text, primary_key=True),
+    Column("process_id", Text, primary_key=True),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("ix_lease_process", "process_id"),
 )
 
 # No foreign keys: a record of what happened is never refused for what became of its key.
@@ -64,6 +111,8 @@ usage = Table(
     Column("started_at", BigInteger, nullable=False),
     Column("first_token_at", BigInteger),
     Column("finished_at", BigInteger, nullable=False),
+    Column("entry_id", BigInteger),
     # Sums over an organization, whole or in a span of time, are answered from this index alone.
     Index("ix_usage_organization", "organization_id", "currency", "started_at", "cost_nano"),
+    Index("ix_usage_entry", "entry_id", "cost_nano"),
 )

@@ -1,0 +1,74 @@
+"""`moonbase ledger`: prove that the books agree, and settle what a lost machine leaves behind."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moonbase.cli.database import with_database
+from moonbase.cli.options import ConfigOption
+
+if TYPE_CHECKING:
+    from moonbase.config import Settings
+    from moonbase.store.database import Database
+    from moonbase.store.ledger import Imbalance
+    from moonbase.store.records import Lease
+
+app = typer.Typer(name="ledger", help="Check the ledger; settle what a lost machine left.", no_args_is_help=True)
+
+
+@app.command()
+def check(config_file: ConfigOption = None) -> None:
+    """Recompute every balance, lease and charge from its parts; exit code 1 when anything does not agree.
+
+    Safe while servers run. Tab-separated lines name what is wrong, in nano-units.
+    """
+    from moonbase.store.ledger import find_imbalances
+
+    async def find(database: "Database", _: "Settings") -> "list[Imbalance]":
+        async with database.snapshot() as connection:
+            return await find_imbalances(connection)
+
+    found = with_database(config_file, find)
+    for each in found:
+        typer.echo(f"{each.organization_id}\t{each.what}\t{each.stored}\t{each.computed}")
+    if found:
+        typer.echo(f"{len(found)} sums do not agree (organization, what, stored, computed).", err=True)
+        raise typer.Exit(1)
+    typer.echo("Every balance, lease and charge agrees with what it is made of.", err=True)
+
+
+@app.command()
+def leases(config_file: ConfigOption = None) -> None:
+    """List the money that processes hold: organization, process, nano-units; tab-separated."""
+    from moonbase.store.ledger import list_leases
+
+    async def find(database: "Database", _: "Settings") -> "list[Lease]":
+        async with database.read() as connection:
+            return await list_leases(connection)
+
+    for each in with_database(config_file, find):
+        typer.echo(f"{each.organization_id}\t{each.process_id}\t{each.amount_nano}")
+
+
+@app.command("write-off")
+def write_off(
+    process_id: Annotated[str, typer.Argument(metavar="PROCESS_ID", help="As `moonbase ledger leases` shows it.")],
+    note: Annotated[str, typer.Option("--note", help="Why, for the entries that record it.")],
+    config_file: ConfigOption = None,
+) -> None:
+    """Give back what a process had leased whose machine is lost for good.
+
+    What it served and had not recorded yet is charged to nobody. Where the machine comes back, start a server on it
+    instead: it takes over everything.
+    """
+    from moonbase import config
+    from moonbase.accounts import ledger
+    from moonbase.accounts.keys import milliseconds
+    from moonbase.store.database import spool_folder
+
+    async def run(database: "Database", _: "Settings") -> "list[Lease]":
+        spools = spool_folder(database.url, config.home())
+        return await ledger.write_off(database, spools, process_id, note, milliseconds())
+
+    for each in with_database(config_file, run):
+        typer.echo(f"Gave {each.amount_nano} nano-units back to {each.organization_id}.", err=True)

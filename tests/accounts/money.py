@@ -1,0 +1,33 @@
+"""Organizations and money for tests."""
+
+from moonbase.store.database import Database
+from moonbase.store.keys import add_organization
+from moonbase.store.ledger import change_balance
+from moonbase.store.records import Entry, Organization
+
+
+def credit(organization_id: str, *, cash: int = 0, voucher: int = 0) -> Entry:
+    return Entry(
+        organization_id=organization_id,
+        kind="credit",
+        cash_nano=cash,
+        voucher_nano=voucher,
+        note="test",
+        created_at=0,
+    )
+
+
+async def add_rich(database: Database, organization_id: str, *, cash: int = 0, voucher: int = 0) -> None:
+    """A prepaid organization with some money."""
+    row = Organization(
+        id=organization_id,
+        uid=f"uid-{organization_id}",
+        name=organization_id,
+        tier=1,
+        currency="USD",
+        postpaid=False,
+        created_at=0,
+    )
+    async with database.write() as connection:
+        await add_organization(connection, row)
+        await change_balance(connection, credit(organization_id, cash=cash, voucher=voucher))
