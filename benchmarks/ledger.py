@@ -69,7 +69,9 @@ async def _round(accounts: Accounts, secret: str, name: str, requests: int) -> t
     for first in range(0, requests, _TURN):
         turn = time.thread_time()
         for number in range(first, first + _TURN):
-            with await accounts.enter(secret) as caller:
+            caller = await accounts.authenticate(secret)
+            with accounts.admit(caller) as admission:
+                admission.charge(900)
                 reservation = await accounts.ledger.reserve(
                     caller,
                     request_id=f"{name}-{number}",

@@ -25,6 +25,7 @@
         ├── RequestTooLarge             413  invalid_request_error
         ├── HostNotAllowed              421  invalid_request_error
         ├── EngineOverloaded            429  engine_overloaded_error
+        ├── RateLimited                 429  rate_limit_reached_error      Retry-After
         ├── InsufficientBalance         429  exceeded_current_quota_error
         ├── ServerError                 500  server_error                  ours: the log knows more
         ├── InvalidOutput               500  unexpected_output             the model broke its constraint
@@ -36,8 +37,12 @@ A leaf carries data and builds the service's sentence from it (moonshot-api.md 9
 envelope: each dialect renders `status`, `type` and `sentence` in its own shape.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+LimitScope = Literal["organization", "project", "key"]
+LimitKind = Literal["concurrency", "RPM", "TPM", "TPD"]
+
+_COOLDOWN = 1  # seconds, whatever is left of the window (moonshot-api.md 11.2)
 _LONGEST_SENTENCE = 2_000  # characters
 
 
@@ -222,6 +227,30 @@ class EngineOverloaded(ApiError):
     def __init__(self, retry_after: int | None = None) -> None:
         super().__init__("The engine is currently overloaded, please try again later")
         self.retry_after = retry_after
+
+
+class RateLimited(ApiError):
+    """A limit of the organization, the project or the key is reached (moonshot-api.md 9.3).
+
+    `current` is what the count would be with this request, `limit` what it may be. The sentences on organizations and
+    on a project's tokens are the service's; the others follow them.
+    """
+
+    status = 429
+    type = "rate_limit_reached_error"
+
+    def __init__(
+        self, organization_id: str, key_id: str, *, scope: LimitScope, kind: LimitKind, current: int, limit: int
+    ) -> None:
+        again = f", please try again after {_COOLDOWN} seconds"
+        if kind in ("concurrency", "RPM"):
+            reached = f"max {kind}: {limit}{again}"
+        elif scope == "organization":
+            reached = f"{kind} rate limit, current:{current}, limit:{limit}"
+        else:
+            reached = f"{kind} rate limit, current: {current}, limit: {limit}{again}"
+        super().__init__(f"Your account {organization_id}<{key_id}> request reached {scope} {reached}")
+        self.retry_after = _COOLDOWN
 
 
 class InsufficientBalance(ApiError):

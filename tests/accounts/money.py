@@ -3,7 +3,7 @@
 from moonbase.store.database import Database
 from moonbase.store.keys import add_organization
 from moonbase.store.ledger import change_balance
-from moonbase.store.records import Entry, Organization
+from moonbase.store.records import NO_LIMITS, Entry, Limits, Organization
 
 
 def credit(organization_id: str, *, cash: int = 0, voucher: int = 0) -> Entry:
@@ -17,16 +17,19 @@ def credit(organization_id: str, *, cash: int = 0, voucher: int = 0) -> Entry:
     )
 
 
-async def add_rich(database: Database, organization_id: str, *, cash: int = 0, voucher: int = 0) -> None:
-    """A prepaid organization with some money."""
+async def add_rich(
+    database: Database, organization_id: str, *, cash: int = 0, voucher: int = 0, limits: Limits = NO_LIMITS
+) -> None:
+    """A prepaid organization of the highest tier with some money."""
     row = Organization(
         id=organization_id,
         uid=f"uid-{organization_id}",
         name=organization_id,
-        tier=1,
+        tier=5,
         currency="USD",
         postpaid=False,
         created_at=0,
+        limits=limits,
     )
     async with database.write() as connection:
         await add_organization(connection, row)

@@ -88,25 +88,25 @@ def test_any_other_header_is_an_incorrect_key(header: str | None) -> None:
 
 async def test_a_key_stands_for_its_project_and_organization(accounts: Accounts) -> None:
     key, secret = await accounts.keys.create("mine")
-    with await accounts.enter(secret) as caller:
-        assert (caller.key_id, caller.project_id) == (key.id, key.project_id)
-        assert caller.organization_id.startswith("org-")
-        assert (len(caller.uid), caller.tier, caller.currency) == (20, 5, "USD")
+    caller = await accounts.authenticate(secret)
+    assert (caller.key_id, caller.project_id) == (key.id, key.project_id)
+    assert caller.organization_id.startswith("org-")
+    assert (len(caller.uid), caller.tier, caller.currency) == (20, 5, "USD")
 
 
 @pytest.mark.parametrize("secret", ["", "sk-", "sk-" + "x" * 48, "sk-" + "x" * 10**6, "\udcff", "sk-" + "\0" * 48])
 async def test_an_unknown_key_is_refused_every_time(accounts: Accounts, secret: str) -> None:
     for _ in range(2):
         with pytest.raises(InvalidAuthentication):
-            await accounts.enter(secret)
+            await accounts.authenticate(secret)
 
 
 async def test_a_key_revoked_in_this_process_is_refused_at_once(accounts: Accounts) -> None:
     key, secret = await accounts.keys.create("mine")
-    await accounts.enter(secret)
+    await accounts.authenticate(secret)
     await accounts.keys.revoke(key.id)
     with pytest.raises(InvalidAuthentication):
-        await accounts.enter(secret)
+        await accounts.authenticate(secret)
 
 
 async def test_a_settled_request_is_one_complete_usage_record(
@@ -208,15 +208,15 @@ async def test_the_balance_is_the_credit_less_the_cost_pending_records_included(
     accounts: Accounts, database: Database
 ) -> None:
     _, secret = await accounts.keys.create("mine")
-    with await accounts.enter(secret) as caller:
-        async with database.write() as connection:
-            await change_balance(connection, credit(caller.organization_id, voucher=1_000_000))
-        (await _reserve(accounts, caller)).settle(THOUSAND, outcome="stop")
-        balance = await accounts.balance(caller.organization_id)
-        assert balance == Balance(cash_nano=0, voucher_nano=400_000)
-        assert balance.available_nano == 400_000
-        (await _reserve(accounts, caller, "s")).settle(THOUSAND, outcome="stop")
-        assert await accounts.balance(caller.organization_id) == Balance(cash_nano=-200_000, voucher_nano=0)
+    caller = await accounts.authenticate(secret)
+    async with database.write() as connection:
+        await change_balance(connection, credit(caller.organization_id, voucher=1_000_000))
+    (await _reserve(accounts, caller)).settle(THOUSAND, outcome="stop")
+    balance = await accounts.balance(caller.organization_id)
+    assert balance == Balance(cash_nano=0, voucher_nano=400_000)
+    assert balance.available_nano == 400_000
+    (await _reserve(accounts, caller, "s")).settle(THOUSAND, outcome="stop")
+    assert await accounts.balance(caller.organization_id) == Balance(cash_nano=-200_000, voucher_nano=0)
 
 
 @pytest.mark.parametrize(("cash", "voucher", "available"), [(3, 4, 7), (-3, 4, 4), (-3, 0, 0), (0, 0, 0)])

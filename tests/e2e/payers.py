@@ -14,7 +14,7 @@ from moonbase.accounts import ids
 from moonbase.store.database import Database
 from moonbase.store.keys import add_key, add_project
 from moonbase.store.ledger import find_imbalances, list_leases, read_balance
-from moonbase.store.records import Balance, Key, Lease, Project
+from moonbase.store.records import NO_LIMITS, Balance, Key, Lease, Limits, Project
 
 T = TypeVar("T")
 
@@ -29,14 +29,34 @@ def in_database(url: URL, use: Callable[[Database], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def prepaid_key(url: URL, name: str, *, cash: int) -> str:
-    """The secret of a key of a new prepaid organization, whose id is `name`, with `cash` nano-units."""
+def prepaid_key(
+    url: URL,
+    name: str,
+    *,
+    cash: int = 10**15,
+    limits: Limits = NO_LIMITS,
+    project_limits: Limits = NO_LIMITS,
+    key_limits: Limits = NO_LIMITS,
+) -> str:
+    """The secret of a key of a new prepaid organization, whose id is `name`, with `cash` nano-units.
+
+    The limits are its own, its project's and its key's.
+    """
     secret = ids.secret()
 
     async def make(database: Database) -> None:
-        await add_rich(database, name, cash=cash)
-        project = Project(id=ids.project_id(), organization_id=name, name="default", created_at=0)
-        key = Key(id=ids.key_id(), project_id=project.id, name="default", hint=secret[-4:], created_at=0)
+        await add_rich(database, name, cash=cash, limits=limits)
+        project = Project(
+            id=ids.project_id(), organization_id=name, name="default", created_at=0, limits=project_limits
+        )
+        key = Key(
+            id=ids.key_id(),
+            project_id=project.id,
+            name="default",
+            hint=secret[-4:],
+            created_at=0,
+            limits=key_limits,
+        )
         async with database.write() as connection:
             await add_project(connection, project)
             await add_key(connection, key, ids.secret_hash(secret))

@@ -190,11 +190,11 @@ class Server:
         return self.post(chat_body(text, **fields))
 
     @contextmanager
-    def streaming(self, body: bytes) -> Iterator[http.client.HTTPResponse]:
+    def streaming(self, body: bytes, *, key: str = "") -> Iterator[http.client.HTTPResponse]:
         """An answer whose body has not been read; leaving closes the connection."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("POST", CHAT, body, self._headers(""))
+            connection.request("POST", CHAT, body, self._headers(key))
             response = connection.getresponse()
             with response:
                 yield response

@@ -2,13 +2,18 @@
 
 import asyncio
 import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from tests.e2e.conftest import StartServer
 from tests.e2e.payers import ask_at_once, books, prepaid_key
 from tests.e2e.prompts import prompt_tokens
-from tests.e2e.server import Server, chat_body
+from tests.e2e.server import Server, chat_body, eventually
 
 from moonbase.store.migrate import migrate
 from moonbase.store.records import Balance
@@ -70,3 +75,48 @@ def test_what_a_killed_server_owed_is_charged_by_the_next(start_server: StartSer
     assert leases
     start_server("--set", address, env={"MOONBASE_HOME": str(killed.home)}).close()
     assert books(ready, "org-a") == (Balance(99 * COST, 0), [])
+
+
+@contextmanager
+def _away(url: URL) -> Iterator[None]:
+    """Nobody can use the database: PostgreSQL lets nobody in, SQLite lets nobody write."""
+    if url.drivername.startswith("sqlite"):
+        other = sqlite3.connect(str(url.database), isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+        other.close()
+        return
+    name, server = url.database, url.set(database="postgres")
+    asyncio.run(_execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+    asyncio.run(_execute(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"))
+    yield
+    asyncio.run(_execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+
+
+async def _execute(server: URL, statement: str) -> None:
+    engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.execute(text(statement))
+    await engine.dispose()
+
+
+def test_while_the_database_is_away_leased_money_is_spent_and_nothing_is_lost(
+    start_server: StartServer, ready: URL
+) -> None:
+    leased, new = prepaid_key(ready, "org-leased"), prepaid_key(ready, "org-new", cash=10**9)
+    (server,) = _servers(start_server, ready, 1)
+    body = chat_body(TEXT, max_tokens=MAX_TOKENS)
+    assert server.post(body, key=leased).status == 200
+    with _away(ready):
+        for _ in range(8):
+            assert server.post(body, key=leased).status == 200
+            time.sleep(0.5)  # longer than keys are known without asking
+        refused = server.post(body, key=new)
+        assert (refused.status, refused.json["error"]["type"]) == (503, "server_unavailable")
+        assert refused.header("retry-after") is not None
+        assert server.get("/healthz").status == 200
+    eventually(lambda: server.post(body, key=new).status == 200, within=20)
+    server.close()
+    assert books(ready, "org-leased") == (Balance(10**15 - 9 * COST, 0), [])
+    assert books(ready, "org-new")[0] == Balance(10**9 - COST, 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from moonbase.accounts.authentication import Authenticator
 from moonbase.accounts.keys import Keys, milliseconds
 from moonbase.accounts.ledger import Ledger
+from moonbase.accounts.limits import Admission, Limiter
 from moonbase.config import Currency, Durability
 from moonbase.errors import IncorrectApiKey
 from moonbase.store.database import Database
@@ -34,21 +35,6 @@ def credential(authorization: str | None, api_key: str | None) -> str:
     return bearer(f"Bearer {api_key}")
 
 
-class Admission:
-    """A caller who was let in: `with admission as caller`. Leaving gives back what the request occupied."""
-
-    __slots__ = ("_caller",)
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
-
-    def __enter__(self) -> Caller:
-        return self._caller
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 class Accounts:
     """Authentication, the ledger and balances over one database.
 
@@ -68,6 +54,7 @@ class Accounts:
         """`clock` gives milliseconds since the epoch, UTC. `database` is open and stays its owner's."""
         self._authenticator = Authenticator(database, clock=clock, grace=grace)
         self.keys = Keys(database, currency=currency, clock=clock, on_revoked=self._authenticator.forget)
+        self._limiter = Limiter(clock=clock)
         self.ledger = Ledger(database, spools, clock=clock, durability=durability)
         self._stack = AsyncExitStack()
         self._database = database
@@ -80,12 +67,16 @@ class Accounts:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def enter(self, secret: str) -> Admission:
-        """Let the owner of a key in; use the admission as a context manager. A key in use costs no suspension.
+    async def authenticate(self, secret: str) -> Caller:
+        """The owner of a key. A key in use costs no suspension.
 
         Raises `InvalidAuthentication` for an unknown, revoked or expired key, `DatabaseUnavailable` when nobody knows.
         """
-        return Admission(await self._authenticator.find(secret))
+        return await self._authenticator.find(secret)
+
+    def admit(self, caller: Caller) -> Admission:
+        """Count a request and take a place for it; use the admission as a context manager. Raises `RateLimited`."""
+        return self._limiter.admit(caller)
 
     async def balance(self, organization_id: str) -> Balance:
         """What the organization has, this process's settlements included. Raises `DatabaseUnavailable`."""

@@ -19,6 +19,7 @@ from moonbase.errors import (
     EngineUnavailable,
     HostNotAllowed,
     InvalidRequest,
+    RateLimited,
     RequestTimeout,
     RequestTooLarge,
     ServerError,
@@ -142,6 +143,8 @@ class Gateway:
         headers: list[Header] = []
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))
+        if isinstance(error, RateLimited):
+            headers += [(b"x-retry-after", headers[0][1]), (b"msh-cooldown-seconds", headers[0][1])]
         if isinstance(error, RequestTooLarge | RequestTimeout):
             headers.append((b"connection", b"close"))
         await exchange.respond(exchange.dialect.error(error), status=error.status, headers=headers)

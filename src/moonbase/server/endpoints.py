@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from moonbase.accounts.accounts import Accounts, Admission, bearer, credential
+from moonbase.accounts.accounts import Accounts, bearer, credential
 from moonbase.catalog.catalog import Catalog
 from moonbase.chat.events import ChatEvent
 from moonbase.chat.request import ChatRequest
@@ -39,10 +39,10 @@ class ChatEndpoint:
         self._ids = ids
 
     async def __call__(self, exchange: Exchange) -> None:
-        with await enter(self._accounts, exchange) as caller:
-            exchange.caller = caller
+        exchange.caller = await self._accounts.authenticate(_secret(exchange))
+        with self._accounts.admit(exchange.caller) as admission:
             request = await _decoded(exchange.dialect.decode, await exchange.body())
-            async with exchange.while_connected(), self._chat.open(caller, request, exchange.arrival) as answer:
+            async with exchange.while_connected(), self._chat.open(admission, request, exchange.arrival) as answer:
                 exchange.model = answer.model.id
                 exchange.on_leave = answer.abandon
                 events = await answer.read()  # nothing is sent before this, so that a failure is still a status
@@ -95,11 +95,10 @@ class CountEndpoint:
         self._chat = chat
 
     async def __call__(self, exchange: Exchange) -> None:
-        with await enter(self._accounts, exchange) as caller:
-            exchange.caller = caller
-            request = await _decoded(exchange.dialect.decode_count, await exchange.body())
-            tokens = await self._chat.count(caller, request)
-            await exchange.respond(exchange.dialect.count(tokens), headers=[])
+        exchange.caller = caller = await self._accounts.authenticate(_secret(exchange))
+        request = await _decoded(exchange.dialect.decode_count, await exchange.body())
+        tokens = await self._chat.count(caller, request)
+        await exchange.respond(exchange.dialect.count(tokens), headers=[])
 
 
 class AccountEndpoints:
@@ -112,28 +111,27 @@ class AccountEndpoints:
 
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models: the ids, with the windows and abilities of what really serves them."""
-        with await enter(self._accounts, exchange) as exchange.caller:
-            entries = [
-                ModelEntry(
-                    id=served.model.id,
-                    created=served.model.created,
-                    context_length=served.window,
-                    supports_image_in=served.capabilities.image_in,
-                    supports_video_in=served.capabilities.video_in,
-                    supports_reasoning=served.capabilities.reasoning,
-                    served_by=served.served_by,
-                )
-                for served in served_models(self._catalog, self._router)
-            ]
-            await exchange.respond(encode_models(entries), headers=[])
+        exchange.caller = await self._accounts.authenticate(_secret(exchange))
+        entries = [
+            ModelEntry(
+                id=served.model.id,
+                created=served.model.created,
+                context_length=served.window,
+                supports_image_in=served.capabilities.image_in,
+                supports_video_in=served.capabilities.video_in,
+                supports_reasoning=served.capabilities.reasoning,
+                served_by=served.served_by,
+            )
+            for served in served_models(self._catalog, self._router)
+        ]
+        await exchange.respond(encode_models(entries), headers=[])
 
     async def balance(self, exchange: Exchange) -> None:
-        """GET /v1/users/me/balance: granted credit minus recorded cost."""
-        with await enter(self._accounts, exchange) as caller:
-            exchange.caller = caller
-            balance = await self._accounts.balance(caller.organization_id)
-            body = encode_balance(balance.available_nano, balance.voucher_nano, balance.cash_nano)
-            await exchange.respond(body, headers=[])
+        """GET /v1/users/me/balance: cash and vouchers."""
+        exchange.caller = caller = await self._accounts.authenticate(_secret(exchange))
+        balance = await self._accounts.balance(caller.organization_id)
+        body = encode_balance(balance.available_nano, balance.voucher_nano, balance.cash_nano)
+        await exchange.respond(body, headers=[])
 
 
 class OperationEndpoints:
@@ -168,10 +166,10 @@ class OperationEndpoints:
         await exchange.respond(self._document, headers=[])
 
 
-async def enter(accounts: Accounts, exchange: Exchange) -> Admission:
-    """Authenticate the request by the header that its dialect has keys in."""
+def _secret(exchange: Exchange) -> str:
+    """The secret in the header that the request's dialect has keys in. Raises `IncorrectApiKey`."""
     api_key = exchange.header(b"x-api-key") if exchange.dialect.takes_api_key else None
-    return await accounts.enter(credential(exchange.header(b"authorization"), api_key))
+    return credential(exchange.header(b"authorization"), api_key)
 
 
 async def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:

@@ -11,6 +11,7 @@ from typing import Self
 from msgspec import Struct, structs
 
 from moonbase.accounts.ledger import Ledger, Reservation, counted
+from moonbase.accounts.limits import Admission
 from moonbase.catalog import rules
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Model
@@ -145,12 +146,13 @@ class ChatService:
         self._schemas = SchemaBook()
 
     @asynccontextmanager
-    async def open(self, caller: Caller, request: ChatRequest, arrival: Arrival) -> AsyncIterator[Answer]:
+    async def open(self, admission: Admission, request: ChatRequest, arrival: Arrival) -> AsyncIterator[Answer]:
         """Run `request`; everything it holds is released, and the account settled, on leaving.
 
         Tokens generated until then are billed, unless the answer failed for a reason of ours.
         Raises `ApiError` for whatever is wrong before the first event.
         """
+        caller = admission.caller
         model = self._catalog.resolve(request.model)
         demand = await self._demand(request, model, self._settings.mode)
         request = self._translated(request, model, demand)
@@ -164,6 +166,7 @@ class ChatService:
             demand.adapted.append(f"system.removed_lines={removed}")
         prompt = await deployment.prepare(request, conversation, caller.organization_id)
         max_tokens = self._output_limit(request, model, deployment, prompt, demand.adapted)
+        admission.charge(prompt.tokens + max_tokens * sampling.n)
         billed = model.tier_for(prompt.tokens + max_tokens)
         today = datetime.fromtimestamp(arrival.at / 1000, UTC).date()
         with (
