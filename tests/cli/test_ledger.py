@@ -27,7 +27,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connect
 def test_books_that_agree_are_said_to(database: sqlite3.Connection) -> None:
     result = cli.invoke(app, ["check"])
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "Every balance, lease and charge agrees with what it is made of.\n"
+    assert result.stderr == "Every balance, lease, charge and rollup agrees with what it is made of.\n"
     database.close()
 
 

@@ -176,6 +176,11 @@ async def test_nothing_can_be_taken_away_that_running_requests_may_cost(database
         ("DELETE FROM usage", "an entry of usage against its records"),
         ("UPDATE usage SET entry_id = NULL", "usage that no entry charges"),
         ("DELETE FROM balance", "entries of an organization without a balance"),
+        ("UPDATE usage_hour SET requests = requests + 1", "requests of an hour against the usage records"),
+        ("UPDATE usage_hour SET model = 'another'", "cost_nano of an hour against the usage records"),
+        ("DELETE FROM usage_hour", "output of an hour against the usage records"),
+        ("UPDATE usage_day SET failed = failed + 1", "failed of a day against its hours"),
+        ("DELETE FROM usage_day", "prompt_hit of a day against its hours"),
     ],
 )
 async def test_whatever_was_tampered_with_is_found(database: Database, statement: str, what: str) -> None:

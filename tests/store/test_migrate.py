@@ -60,6 +60,21 @@ async def test_money_granted_and_used_before_the_ledger_becomes_entries_that_add
     assert balances == {"org-rich": Balance(0, 60), "org-poor": Balance(-35, 0), "org-new": Balance(0, 0)}
 
 
+async def test_usage_from_before_the_rollups_is_in_them(url: URL) -> None:
+    async with Database(url) as database:
+        async with database.exclusive() as connection:
+            await connection.run_sync(_upgrade_to, "0001")
+        async with database.write() as connection:
+            for statement in _BEFORE_THE_LEDGER:
+                await connection.execute(text(statement))
+        await migrate(url)
+        async with database.read() as connection:
+            assert await find_imbalances(connection) == []
+            query = "SELECT organization_id, hour, requests, failed, cost_nano FROM usage_hour ORDER BY organization_id"
+            hours = [tuple(row) for row in await connection.execute(text(query))]
+    assert hours == [("org-poor", 0, 2, 1, 40), ("org-rich", 0, 2, 0, 40)]
+
+
 async def test_several_starts_at_once_migrate_once(url: URL) -> None:
     await asyncio.gather(*(migrate(url) for _ in range(4)))
     async with Database(url) as database, database.read() as connection:

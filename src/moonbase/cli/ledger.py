@@ -18,9 +18,9 @@ app = typer.Typer(name="ledger", help="Check the ledger; settle what a lost mach
 
 @app.command()
 def check(config_file: ConfigOption = None) -> None:
-    """Recompute every balance, lease and charge from its parts; exit code 1 when anything does not agree.
+    """Recompute every balance, lease, charge and rollup from its parts; exit code 1 when anything does not agree.
 
-    Safe while servers run. Tab-separated lines name what is wrong, in nano-units.
+    Safe while servers run. Tab-separated lines name what is wrong; money is in nano-units.
     """
     from moonbase.store.ledger import find_imbalances
 
@@ -34,7 +34,7 @@ def check(config_file: ConfigOption = None) -> None:
     if found:
         typer.echo(f"{len(found)} sums do not agree (organization, what, stored, computed).", err=True)
         raise typer.Exit(1)
-    typer.echo("Every balance, lease and charge agrees with what it is made of.", err=True)
+    typer.echo("Every balance, lease, charge and rollup agrees with what it is made of.", err=True)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.errors import BalanceTooLow
 from moonbase.store.records import Balance, Entry, Lease, UsageRecord
+from moonbase.store.rollups import ROLLUP_CHECKS, add_to_rollups
 from moonbase.store.tables import balance, entry, lease
 from moonbase.store.usage import add_usage, recorded
 
@@ -80,11 +81,15 @@ _CHECKS = {
         WHERE cost_nano <> 0 AND (entry_id IS NULL OR NOT EXISTS (SELECT 1 FROM entry e WHERE e.id = entry_id))
         GROUP BY organization_id
     """,
+    **ROLLUP_CHECKS,
 }
 
 
 class Imbalance(Struct, frozen=True, kw_only=True):
-    """Something in the ledger that does not add up: `stored` is what is there, `computed` what should be (nano)."""
+    """Something in the ledger that does not add up: `stored` is what is there, `computed` what should be.
+
+    Of money in nano-units; of rollups in what the name says.
+    """
 
     organization_id: str
     what: str
@@ -121,7 +126,9 @@ class _Account(Struct):
 async def charge(
     connection: AsyncConnection, process_id: str, records: Sequence[UsageRecord], now: int
 ) -> Sequence[UsageRecord]:
-    """Append usage records and charge their organizations, inside the leases of the process as far as they reach.
+    """Append usage records, count them in the rollups and charge their organizations.
+
+    Charges are taken out of the leases of the process as far as those reach.
 
     A record whose request is recorded already changes nothing, so a batch may be repeated. Returns what was new. The
     number of statements does not depend on how many records and organizations there are.
@@ -145,6 +152,7 @@ async def charge(
         await add_usage(
             connection, [(record, entries[record.organization_id] if record.cost_nano else None) for record in new]
         )
+        await add_to_rollups(connection, new)
     return new
 
 
@@ -227,7 +235,7 @@ async def list_leases(connection: AsyncConnection, process_id: str | None = None
 
 
 async def find_imbalances(connection: AsyncConnection) -> list[Imbalance]:
-    """Recompute every balance, every lease total and every charge from what they are made of."""
+    """Recompute every balance, lease total, charge and rollup from what they are made of."""
     return [
         Imbalance(organization_id=row[0], what=what, stored=int(row[1]), computed=int(row[2]))
         for what, query in _CHECKS.items()

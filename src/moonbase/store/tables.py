@@ -1,6 +1,6 @@
 """The tables as the newest migration leaves them. A test compares the two."""
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Date, ForeignKey, Index, Integer, MetaData, Table, Text
 
 metadata = MetaData()
 
@@ -74,6 +74,7 @@ entry = Table(
     Column("note", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Index("ix_entry_organization", "organization_id", "created_at"),
+    Index("ix_entry_kind", "organization_id", "kind"),
 )
 
 # The money of an organization that a gateway process may spend without asking.
@@ -115,4 +116,73 @@ usage = Table(
     # Sums over an organization, whole or in a span of time, are answered from this index alone.
     Index("ix_usage_organization", "organization_id", "currency", "started_at", "cost_nano"),
     Index("ix_usage_entry", "entry_id", "cost_nano"),
+)
+
+
+def _rollup(span: str) -> Table:
+    """Sums of the usage records that began in one `span` of UTC, whose start is in milliseconds.
+
+    Kept in the transaction that adds the records.
+    """
+    return Table(
+        f"usage_{span}",
+        metadata,
+        Column("organization_id", Text, primary_key=True),
+        Column(span, BigInteger, primary_key=True),
+        Column("project_id", Text, primary_key=True),
+        Column("key_id", Text, primary_key=True),
+        Column("model", Text, primary_key=True),
+        Column("currency", Text, primary_key=True),
+        Column("requests", BigInteger, nullable=False),
+        Column("failed", BigInteger, nullable=False),
+        Column("prompt_miss", BigInteger, nullable=False),
+        Column("prompt_hit", BigInteger, nullable=False),
+        Column("prompt_write", BigInteger, nullable=False),
+        Column("output", BigInteger, nullable=False),
+        Column("cost_nano", BigInteger, nullable=False),
+        Index(f"ix_usage_{span}", span),
+        sqlite_with_rowid=False,  # an organization's rows of a span lie together
+    )
+
+
+usage_hour = _rollup("hour")
+usage_day = _rollup("day")
+
+# Prices that hold in addition to the catalog's: nano-units of the currency per 1M tokens from a day on.
+price = Table(
+    "price",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("currency", Text, primary_key=True),
+    Column("since", Date, primary_key=True),
+    Column("miss", BigInteger, nullable=False),
+    Column("hit", BigInteger, nullable=False),
+    Column("write", BigInteger, nullable=False),
+    Column("output", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+# Who may use the admin API.
+admin_key = Table(
+    "admin_key",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("hint", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+# Append-only: who changed what. `detail` is JSON.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("ix_audit_target", "target"),
 )
