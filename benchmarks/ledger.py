@@ -18,7 +18,7 @@ from sqlalchemy import event
 
 from moonbase.accounts import ids
 from moonbase.accounts.accounts import Accounts
-from moonbase.accounts.keys import milliseconds
+from moonbase.accounts.changes import milliseconds
 from moonbase.accounts.tokens import Tokens
 from moonbase.catalog.prices import Price
 from moonbase.store.database import Database, database_url

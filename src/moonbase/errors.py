@@ -6,8 +6,6 @@
     ├── ConfigurationError              stops the start; one sentence that names the key
     ├── ModelFileError                  a model file is missing, damaged or of the wrong kind
     ├── WorkerDied                      an engine's process ended; becomes EngineUnavailable
-    ├── UnknownKey                      a key id of the command line that does not exist
-    ├── BalanceTooLow                   a change of a balance would take what is spoken for
     ├── WriteOffRefused                 leases that cannot be written off
     ├── BackupFailed                    a copy of the database could not be made
     ├── EndpointFailed                  a server that we are a client of refused or failed
@@ -15,13 +13,18 @@
     └── ApiError                        an answer to a client: status, type, sentence
         ├── InvalidRequest              400  invalid_request_error
         │   ├── WrongType               400  a JSON value of the wrong kind
+        │   ├── InvalidField            400  a value that administration cannot take
         │   ├── FatalRequest            400  a request that ended the engine twice
         │   ├── ContentFiltered         400  content_filter
         │   └── PromptTooLong           400  prompt over the model's window
         ├── IncorrectApiKey             401  incorrect_api_key_error       no or ill-formed credential
         ├── InvalidAuthentication       401  invalid_authentication_error  unknown or revoked key
+        ├── PermissionDenied            403  permission_denied_error       a key that does not open this endpoint
         ├── ModelNotFound               404  resource_not_found_error
+        ├── NotFound                    404  resource_not_found_error      an id that names nothing
         ├── RequestTimeout              408  request_timeout_error
+        ├── Conflict                    409  conflict_error                what is there does not allow the change
+        │   └── BalanceTooLow           409  a change of a balance would take what is spoken for
         ├── RequestTooLarge             413  invalid_request_error
         ├── HostNotAllowed              421  invalid_request_error
         ├── EngineOverloaded            429  engine_overloaded_error
@@ -60,22 +63,6 @@ class ModelFileError(MoonbaseError):
 
 class WorkerDied(MoonbaseError):
     """An engine's worker process ended while it was needed."""
-
-
-class UnknownKey(MoonbaseError):
-    """No key has this id."""
-
-    def __init__(self, key_id: str) -> None:
-        super().__init__(f"there is no key {key_id!r}; `moonbase keys list` shows the ids")
-        self.key_id = key_id
-
-
-class BalanceTooLow(MoonbaseError):
-    """A balance cannot be lowered by so much. `free_nano` is what no request that runs now may cost."""
-
-    def __init__(self, free_nano: int) -> None:
-        super().__init__(f"only {free_nano} nano-units are free to be taken away")
-        self.free_nano = free_nano
 
 
 class WriteOffRefused(MoonbaseError):
@@ -142,6 +129,14 @@ class WrongType(InvalidRequest):
         self.path = path
 
 
+class InvalidField(InvalidRequest):
+    """A value that cannot be taken, as `reason` says: `must …`, `is …`."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"`{field}` {reason}")
+        self.field = field
+
+
 class PromptTooLong(InvalidRequest):
     """The prompt, or the prompt plus an explicit output limit, exceeds the window (tokens)."""
 
@@ -183,6 +178,16 @@ class InvalidAuthentication(ApiError):
         super().__init__("Invalid Authentication")
 
 
+class PermissionDenied(ApiError):
+    """The key is good, but not for this endpoint (moonshot-api.md 9.3)."""
+
+    status = 403
+    type = "permission_denied_error"
+
+    def __init__(self) -> None:
+        super().__init__("The API you are accessing is not open")
+
+
 class ModelNotFound(ApiError):
     status = 404
     type = "resource_not_found_error"
@@ -190,6 +195,32 @@ class ModelNotFound(ApiError):
     def __init__(self, model: str) -> None:
         super().__init__(f"Not found the model {model} or Permission denied")
         self.model = model
+
+
+class NotFound(ApiError):
+    """There is no `what` (organization, project, key, …) of this id, or it is somebody else's."""
+
+    status = 404
+    type = "resource_not_found_error"
+
+    def __init__(self, what: str, id: str) -> None:
+        super().__init__(f"there is no {what} {id!r}")
+        self.what = what
+
+
+class Conflict(ApiError):
+    """A change that what is there does not allow. The message says what is in the way."""
+
+    status = 409
+    type = "conflict_error"
+
+
+class BalanceTooLow(Conflict):
+    """A balance cannot be lowered by so much. `free_nano` is what no request that runs now may cost."""
+
+    def __init__(self, free_nano: int) -> None:
+        super().__init__(f"only {free_nano} nano-units are free to be taken away")
+        self.free_nano = free_nano
 
 
 class RequestTimeout(ApiError):

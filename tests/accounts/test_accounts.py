@@ -11,6 +11,7 @@ from tests.accounts.money import credit
 
 from moonbase.accounts.accounts import Accounts, bearer
 from moonbase.accounts.ledger import Reservation
+from moonbase.accounts.requests import NewKey
 from moonbase.accounts.tokens import MOST, Tokens
 from moonbase.catalog.prices import Price
 from moonbase.errors import IncorrectApiKey, InvalidAuthentication
@@ -87,7 +88,7 @@ def test_any_other_header_is_an_incorrect_key(header: str | None) -> None:
 
 
 async def test_a_key_stands_for_its_project_and_organization(accounts: Accounts) -> None:
-    key, secret = await accounts.keys.create("mine")
+    key, secret = await accounts.keys.create(NewKey(name="mine"))
     caller = await accounts.authenticate(secret)
     assert (caller.key_id, caller.project_id) == (key.id, key.project_id)
     assert caller.organization_id.startswith("org-")
@@ -102,7 +103,7 @@ async def test_an_unknown_key_is_refused_every_time(accounts: Accounts, secret: 
 
 
 async def test_a_key_revoked_in_this_process_is_refused_at_once(accounts: Accounts) -> None:
-    key, secret = await accounts.keys.create("mine")
+    key, secret = await accounts.keys.create(NewKey(name="mine"))
     await accounts.authenticate(secret)
     await accounts.keys.revoke(key.id)
     with pytest.raises(InvalidAuthentication):
@@ -207,7 +208,7 @@ def test_there_are_no_tokens_that_cannot_be(prompt: int, cached: int, output: in
 async def test_the_balance_is_the_credit_less_the_cost_pending_records_included(
     accounts: Accounts, database: Database
 ) -> None:
-    _, secret = await accounts.keys.create("mine")
+    _, secret = await accounts.keys.create(NewKey(name="mine"))
     caller = await accounts.authenticate(secret)
     async with database.write() as connection:
         await change_balance(connection, credit(caller.organization_id, voucher=1_000_000))

@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from moonbase.accounts.authentication import KEY_TTL_MS, Authenticator
+from moonbase.accounts.changes import Changes
 from moonbase.accounts.keys import Keys
+from moonbase.accounts.requests import NewKey
 from moonbase.errors import InvalidAuthentication
 from moonbase.store.database import Database
 
@@ -29,7 +31,7 @@ def clock() -> Clock:
 @pytest.fixture
 def keys(database: Database) -> Keys:
     """As another process has them: nobody is told of a revocation."""
-    return Keys(database, currency="USD")
+    return Keys(Changes(database, "test"), currency="USD", models=())
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ async def authenticator(database: Database, clock: Clock) -> AsyncIterator[Authe
 async def test_a_key_revoked_elsewhere_is_refused_within_two_seconds(
     authenticator: Authenticator, keys: Keys, clock: Clock
 ) -> None:
-    key, secret = await keys.create("mine")
+    key, secret = await keys.create(NewKey(name="mine"))
     await authenticator.find(secret)
     await keys.revoke(key.id)
     clock.now += KEY_TTL_MS - 1
@@ -55,7 +57,7 @@ async def test_a_key_revoked_elsewhere_is_refused_within_two_seconds(
 async def test_a_clock_set_back_does_not_prolong_a_revoked_key(
     authenticator: Authenticator, keys: Keys, clock: Clock
 ) -> None:
-    key, secret = await keys.create("mine")
+    key, secret = await keys.create(NewKey(name="mine"))
     await authenticator.find(secret)
     await keys.revoke(key.id)
     clock.now -= 3_600_000
@@ -64,7 +66,7 @@ async def test_a_clock_set_back_does_not_prolong_a_revoked_key(
 
 
 async def test_a_known_key_is_found_without_giving_way_to_other_tasks(authenticator: Authenticator, keys: Keys) -> None:
-    _, secret = await keys.create("mine")
+    _, secret = await keys.create(NewKey(name="mine"))
     await authenticator.find(secret)
     finding = authenticator.find(secret)
     with pytest.raises(StopIteration):  # it returns on the first step, so it never reached the loop
@@ -74,7 +76,7 @@ async def test_a_known_key_is_found_without_giving_way_to_other_tasks(authentica
 async def test_a_key_in_use_is_refreshed_and_never_waits_for_the_database(
     authenticator: Authenticator, database: Database, keys: Keys, clock: Clock
 ) -> None:
-    _, secret = await keys.create("mine")
+    _, secret = await keys.create(NewKey(name="mine"))
     await authenticator.find(secret)
     for _ in range(3):
         clock.now += KEY_TTL_MS * 3 // 4
@@ -85,7 +87,7 @@ async def test_a_key_in_use_is_refreshed_and_never_waits_for_the_database(
 
 
 async def test_a_refresh_notices_a_revocation(authenticator: Authenticator, keys: Keys) -> None:
-    key, secret = await keys.create("mine")
+    key, secret = await keys.create(NewKey(name="mine"))
     await authenticator.find(secret)
     await keys.revoke(key.id)
     await authenticator.refresh()
@@ -94,7 +96,7 @@ async def test_a_refresh_notices_a_revocation(authenticator: Authenticator, keys
 
 
 async def test_many_at_once_each_get_their_own_answer(authenticator: Authenticator, keys: Keys) -> None:
-    created = [await keys.create(str(number)) for number in range(5)]
+    created = [await keys.create(NewKey(name=str(number))) for number in range(5)]
     secrets = [secret for _, secret in created] + [f"sk-{guess:048}" for guess in range(700)]
     answers = await asyncio.gather(*map(authenticator.find, secrets * 2), return_exceptions=True)
     found = [caller.key_id for caller in answers if not isinstance(caller, BaseException)]
@@ -103,7 +105,7 @@ async def test_many_at_once_each_get_their_own_answer(authenticator: Authenticat
 
 
 async def test_one_who_gives_up_takes_nobody_with_him(authenticator: Authenticator, keys: Keys) -> None:
-    _, secret = await keys.create("mine")
+    _, secret = await keys.create(NewKey(name="mine"))
     first, second = (asyncio.create_task(authenticator.find(secret)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
@@ -112,7 +114,7 @@ async def test_one_who_gives_up_takes_nobody_with_him(authenticator: Authenticat
 
 
 async def test_guesses_do_not_push_out_keys(database: Database, keys: Keys, clock: Clock) -> None:
-    _, secret = await keys.create("mine")
+    _, secret = await keys.create(NewKey(name="mine"))
     async with Authenticator(database, clock=clock, remembered=2) as authenticator:
         await authenticator.find(secret)
         for guess in range(5):

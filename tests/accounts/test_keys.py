@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, text
 
+from moonbase.accounts.changes import Changes
 from moonbase.accounts.keys import Keys
-from moonbase.errors import ConfigurationError, UnknownKey
+from moonbase.accounts.requests import NewKey
+from moonbase.errors import ConfigurationError, NotFound
 from moonbase.store.database import Database, database_url
 from moonbase.store.migrate import migrate
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 def _keys(database: Database, now: int = 1_795_000_000_000) -> Keys:
-    return Keys(database, currency="CNY", clock=lambda: now)
+    return Keys(Changes(database, "test", lambda: now), currency="CNY", models=())
 
 
 async def test_the_first_start_tells_its_secret_once(database: Database) -> None:
@@ -44,28 +46,28 @@ async def test_the_default_organization_is_postpaid_and_pays_in_the_configured_c
 
 
 async def test_a_key_made_before_the_first_start_makes_a_first_key_needless(database: Database) -> None:
-    key, secret = await _keys(database).create("mine")
+    key, secret = await _keys(database).create(NewKey(name="mine"))
     assert await _keys(database).first_start() is None
     assert await _keys(database).list() == [key]
     assert key.hint == secret[-4:]
 
 
 async def test_the_database_holds_the_hash_of_a_secret_and_nothing_else_of_it(database: Database) -> None:
-    _, secret = await _keys(database).create("mine")
+    _, secret = await _keys(database).create(NewKey(name="mine"))
     async with database.read() as connection:
         stored = (await connection.execute(text("SELECT secret_hash FROM key"))).scalar_one()
     assert stored == hashlib.sha256(secret.encode()).hexdigest()
 
 
 async def test_a_key_revoked_twice_keeps_its_first_time(database: Database) -> None:
-    key, _ = await _keys(database).create("mine")
+    key, _ = await _keys(database).create(NewKey(name="mine"))
     await _keys(database, now=7).revoke(key.id)
     await _keys(database, now=8).revoke(key.id)
     assert [key.revoked_at for key in await _keys(database).list()] == [7]
 
 
 async def test_an_unknown_key_cannot_be_revoked(database: Database) -> None:
-    with pytest.raises(UnknownKey, match="there is no key 'ak-none'; `moonbase keys list` shows the ids"):
+    with pytest.raises(NotFound, match="there is no key 'ak-none'"):
         await _keys(database).revoke("ak-none")
 
 

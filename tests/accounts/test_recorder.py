@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import text
 
-from moonbase.accounts.keys import milliseconds
+from moonbase.accounts.changes import milliseconds
 from moonbase.accounts.recorder import Recorder
 from moonbase.accounts.spool import Spool, left_spools
 from moonbase.errors import DatabaseUnavailable

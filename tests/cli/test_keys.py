@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moonbase.cli.keys import app
-from moonbase.errors import UnknownKey
+from moonbase.errors import NotFound
 
 cli = CliRunner()
 
@@ -68,7 +68,7 @@ def test_a_revoked_key_is_listed_with_its_time() -> None:
 
 
 def test_an_unknown_key_is_an_error_of_our_tree() -> None:
-    assert isinstance(cli.invoke(app, ["revoke", "ak-none"]).exception, UnknownKey)
+    assert isinstance(cli.invoke(app, ["revoke", "ak-none"]).exception, NotFound)
 
 
 @pytest.mark.parametrize("name", ["", " ", "two\nlines", "a\tb", "\x1b[31m"])

@@ -5,7 +5,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from moonbase.accounts.authentication import Authenticator
-from moonbase.accounts.keys import Keys, milliseconds
+from moonbase.accounts.changes import Changes, milliseconds
+from moonbase.accounts.keys import Keys
 from moonbase.accounts.ledger import Ledger
 from moonbase.accounts.limits import Admission, Limiter
 from moonbase.config import Currency, Durability
@@ -53,7 +54,7 @@ class Accounts:
     ) -> None:
         """`clock` gives milliseconds since the epoch, UTC. `database` is open and stays its owner's."""
         self._authenticator = Authenticator(database, clock=clock, grace=grace)
-        self.keys = Keys(database, currency=currency, clock=clock, on_revoked=self._authenticator.forget)
+        self.keys = Keys(Changes(database, "moonbase", clock), currency=currency, models=(), on_changed=self.forget)
         self._limiter = Limiter(clock=clock)
         self.ledger = Ledger(database, spools, clock=clock, durability=durability)
         self._stack = AsyncExitStack()
@@ -77,6 +78,10 @@ class Accounts:
     def admit(self, caller: Caller) -> Admission:
         """Count a request and take a place for it; use the admission as a context manager. Raises `RateLimited`."""
         return self._limiter.admit(caller)
+
+    def forget(self, key_id: str) -> None:
+        """What is known of a key has changed: ask the database before it is let in again."""
+        self._authenticator.forget(key_id)
 
     async def balance(self, organization_id: str) -> Balance:
         """What the organization has, this process's settlements included. Raises `DatabaseUnavailable`."""

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import secrets
 import string
 import time
@@ -9,6 +10,7 @@ import time
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _LOWER = string.ascii_lowercase + string.digits
 _SECRET_LENGTH = 51
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 def organization_id() -> str:
@@ -24,6 +26,16 @@ def key_id() -> str:
     return "ak-" + _random(_LOWER, 20)
 
 
+def admin_key_id() -> str:
+    """The public name of an administrator's key."""
+    return "admin-" + _random(_LOWER, 20)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be an id at all; what cannot is not worth looking up."""
+    return _ID.fullmatch(text) is not None
+
+
 def uid() -> str:
     """An xid: 4 bytes of time and 8 of chance as 20 characters `[0-9a-v]`."""
     raw = int(time.time()).to_bytes(4, "big") + secrets.token_bytes(8)
@@ -33,6 +45,11 @@ def uid() -> str:
 def secret() -> str:
     """285 bits of chance, so a plain hash protects it."""
     return "sk-" + _random(_ALPHANUMERIC, _SECRET_LENGTH - 3)
+
+
+def admin_secret() -> str:
+    """What opens the admin API, and nothing else."""
+    return "adm-" + _random(_ALPHANUMERIC, _SECRET_LENGTH - 4)
 
 
 def is_secret(text: str) -> bool:

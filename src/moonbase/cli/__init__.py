@@ -6,8 +6,23 @@ from typing import Annotated
 import typer
 
 from moonbase import __version__
-from moonbase.cli import chat, db, keys, ledger, models, serve, verify
-from moonbase.errors import ConfigurationError, MoonbaseError
+from moonbase.cli import (
+    admin,
+    audit,
+    chat,
+    credit,
+    db,
+    keys,
+    ledger,
+    models,
+    orgs,
+    prices,
+    projects,
+    serve,
+    usage,
+    verify,
+)
+from moonbase.errors import ConfigurationError, MoonbaseError, NotFound
 
 app = typer.Typer(
     name="moonbase",
@@ -19,7 +34,14 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("verify")(verify.verify)
+app.add_typer(orgs.app, name="orgs")
+app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
+app.add_typer(credit.app, name="credit")
+app.add_typer(prices.app, name="prices")
+app.command("usage")(usage.usage)
+app.command("audit")(audit.audit)
+app.add_typer(admin.app, name="admin")
 app.add_typer(models.app, name="models")
 app.add_typer(db.app, name="db")
 app.add_typer(ledger.app, name="ledger")
@@ -40,12 +62,21 @@ def _root(
     pass
 
 
+_LISTS = {"organization": "orgs list", "project": "projects list", "key": "keys list", "admin key": "admin list"}
+
+
+def _sentence(error: MoonbaseError) -> str:
+    if isinstance(error, NotFound) and error.what in _LISTS:
+        return f"{error}; `moonbase {_LISTS[error.what]}` shows the ids"
+    return str(error)
+
+
 def main() -> None:
     """Run a command; an error of ours becomes one sentence and exit code 1, of the configuration 2."""
     try:
         app()
     except MoonbaseError as error:
-        sys.stderr.write(f"moonbase: {error}\n")
+        sys.stderr.write(f"moonbase: {_sentence(error)}\n")
         sys.exit(2 if isinstance(error, ConfigurationError) else 1)
     except BrokenPipeError:
         sys.exit(141)  # as a shell reports SIGPIPE; nobody reads any more

@@ -1,25 +1,48 @@
-"""`moonbase keys`: make, list and revoke the keys that clients authenticate with."""
+"""`moonbase keys`: make, list, change and revoke the keys that clients authenticate with."""
 
 import sys
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moonbase.cli.database import with_database
+from moonbase.cli.administration import (
+    ConcurrencyOption,
+    NewNameOption,
+    RpmOption,
+    TpdOption,
+    TpmOption,
+    administer,
+    caps,
+    given,
+    request,
+)
 from moonbase.cli.options import ConfigOption
+from moonbase.cli.tables import Format, FormatOption, print_rows, time
 
 if TYPE_CHECKING:
-    from moonbase.accounts.keys import Keys
     from moonbase.store.records import Key
-
-T = TypeVar("T")
 
 _MAX_NAME = 100
 
-app = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(name="keys", help="Create, list, change and revoke API keys.", no_args_is_help=True)
+
+_KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of the key, `ak-…`.")]
+_ModelsOption = Annotated[
+    list[str] | None, typer.Option("--model", help="Opens this model only, or all; may be repeated.", metavar="ID|all")
+]
+_EndpointsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--endpoint",
+        help="Opens this only: chat, messages, models, tokens, balance, usage, or all; may be repeated.",
+        metavar="NAME|all",
+    ),
+]
+_ExpiresOption = Annotated[
+    str | None,
+    typer.Option("--expires", help="A day, a time, a duration such as 30d, or never.", metavar="WHEN|never"),
+]
+_COLUMNS = ("id", "name", "project_id", "models", "endpoints", "limits", "created_at", "expires_at", "revoked_at")
 
 
 def _printable(name: str) -> str:
@@ -34,26 +57,50 @@ def _printable(name: str) -> str:
 @app.command()
 def create(
     name: Annotated[str, typer.Option("--name", callback=_printable, help="What the key is for, for `keys list`.")],
+    project_id: Annotated[
+        str | None, typer.Option("--project", help="The project; by default the default one.", metavar="PROJECT_ID")
+    ] = None,
+    models: _ModelsOption = None,
+    endpoints: _EndpointsOption = None,
+    expires: _ExpiresOption = None,
+    concurrency: ConcurrencyOption = None,
+    rpm: RpmOption = None,
+    tpm: TpmOption = None,
+    tpd: TpdOption = None,
     config_file: ConfigOption = None,
 ) -> None:
     """Create a key and print its secret, which cannot be shown again, and nothing else."""
+    from moonbase.accounts.requests import NewKey
 
-    key, secret = _with_keys(config_file, lambda keys: keys.create(name))
+    scopes = _scopes(models, endpoints, expires)
+    new = request(NewKey, name=name, project_id=project_id, limits=caps(concurrency, rpm, tpm, tpd), **scopes)
+    key, secret = administer(config_file, lambda administration: administration.keys.create(new))
     typer.echo(secret)
     typer.echo(f"Created {key.id} ({name}). Keep the secret: it is not shown again.", err=True)
 
 
 @app.command("list")
 def list_(
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON array instead.")] = False,
+    organization_id: Annotated[
+        str | None, typer.Option("--org", help="Only those of this organization.", metavar="ORG_ID")
+    ] = None,
+    project_id: Annotated[
+        str | None, typer.Option("--project", help="Only those of this project.", metavar="PROJECT_ID")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    format: FormatOption = None,
     config_file: ConfigOption = None,
 ) -> None:
-    """List all keys: a table on a terminal, tab-separated lines in a pipe."""
-    found = _with_keys(config_file, lambda keys: keys.list())
-    if json:
-        import msgspec
+    """List the keys: a table on a terminal, tab-separated lines in a pipe.
 
-        typer.echo(msgspec.json.encode(found).decode())
+    On a terminal and in a pipe only what tells keys apart; all there is with `--format`.
+    """
+    found = administer(
+        config_file,
+        lambda administration: administration.keys.list(organization_id=organization_id, project_id=project_id),
+    )
+    if json or format is not None:
+        print_rows(found, _COLUMNS, Format.json if json else format)
     elif not found:
         typer.echo("There are no keys; make one with `moonbase keys create --name NAME`.", err=True)
     elif sys.stdout.isatty():
@@ -64,34 +111,52 @@ def list_(
 
 
 @app.command()
-def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of the key, `ak-…`.")],
+def update(
+    key_id: _KeyId,
+    name: NewNameOption = None,
+    models: _ModelsOption = None,
+    endpoints: _EndpointsOption = None,
+    expires: _ExpiresOption = None,
+    concurrency: ConcurrencyOption = None,
+    rpm: RpmOption = None,
+    tpm: TpmOption = None,
+    tpd: TpdOption = None,
     config_file: ConfigOption = None,
 ) -> None:
+    """Change a key. Running servers follow within two seconds."""
+    from moonbase.accounts.requests import KeyChanges
+
+    scopes = _scopes(models, endpoints, expires)
+    changes = request(KeyChanges, limits=caps(concurrency, rpm, tpm, tpd), **given(name=name), **scopes)
+    administer(config_file, lambda administration: administration.keys.update(key_id, changes))
+    typer.echo(f"Changed {key_id}.", err=True)
+
+
+@app.command()
+def revoke(key_id: _KeyId, config_file: ConfigOption = None) -> None:
     """Revoke a key for good. A running server refuses it within two seconds."""
-    _with_keys(config_file, lambda keys: keys.revoke(key_id))
+    administer(config_file, lambda administration: administration.keys.revoke(key_id))
     typer.echo(f"Revoked {key_id}.", err=True)
 
 
-def _with_keys(config_file: Path | None, use: "Callable[[Keys], Awaitable[T]]") -> T:
-    """What `use` makes of the keys of the configured database."""
-    from moonbase.accounts.keys import Keys  # with SQLAlchemy half a second, which `--help` should not cost
+def _scopes(models: list[str] | None, endpoints: list[str] | None, expires: str | None) -> dict[str, Any]:
+    """What was given, as a request has it: `all` and `never` are null there."""
+    scopes: dict[str, Any] = {}
+    if models:
+        scopes["models"] = None if models == ["all"] else models
+    if endpoints:
+        scopes["endpoints"] = None if endpoints == ["all"] else endpoints
+    if expires is not None:
+        scopes["expires"] = None if expires == "never" else expires
+    return scopes
 
-    return with_database(
-        config_file, lambda database, settings: use(Keys(database, currency=settings.billing.currency))
-    )
 
-
-_COLUMNS = ("Id", "Name", "Secret", "Created", "Revoked")
+_SHORT = ("Id", "Name", "Secret", "Created", "Revoked")
 
 
 def _cells(key: "Key") -> tuple[str, ...]:
-    revoked = "" if key.revoked_at is None else _time(key.revoked_at)
-    return key.id, key.name, f"sk-…{key.hint}", _time(key.created_at), revoked
-
-
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds // 1000, UTC).isoformat().replace("+00:00", "Z")
+    revoked = "" if key.revoked_at is None else time(key.revoked_at)
+    return key.id, key.name, f"sk-…{key.hint}", time(key.created_at), revoked
 
 
 def _print_table(keys: "list[Key]") -> None:
@@ -100,7 +165,7 @@ def _print_table(keys: "list[Key]") -> None:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in _COLUMNS:
+    for column in _SHORT:
         table.add_column(column, no_wrap=column == "Id")
     for key in keys:
         table.add_row(*map(Text, _cells(key)), style="dim" if key.revoked_at else None)

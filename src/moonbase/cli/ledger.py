@@ -63,7 +63,7 @@ def write_off(
     """
     from moonbase import config
     from moonbase.accounts import ledger
-    from moonbase.accounts.keys import milliseconds
+    from moonbase.accounts.changes import milliseconds
     from moonbase.store.database import spool_folder
 
     async def run(database: "Database", _: "Settings") -> "list[Lease]":

@@ -35,7 +35,8 @@ def _dotted(path: str) -> str:
 
 
 def _illegal(path: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"the `{_shown(path)}` field in the request is illegal: {reason}")
+    where = f"the `{_shown(path)}` field in the request" if path else "the request body"
+    return InvalidRequest(f"{where} is illegal: {reason}")
 
 
 def _shown(path: str) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Column, RowMapping, Table, bindparam, func, insert, select, update
+from sqlalchemy import Column, RowMapping, Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.store.records import Caller, Key, Limits, Organization, Project
-from moonbase.store.tables import balance, key, organization, project
+from moonbase.store.tables import balance, entry, key, organization, project, usage_day
 
 _AT_ONCE = 500  # a statement's parameters are limited
 
@@ -47,13 +47,11 @@ _PROJECT_NAMED = (
     .limit(1)
 )
 
-_KEYS = select(key).order_by(key.c.created_at, key.c.id)
-
-_REVOKE = (
-    update(key)
-    .where(key.c.id == bindparam("key_id"))
-    .values(revoked_at=func.coalesce(key.c.revoked_at, bindparam("now", type_=BigInteger)))
-)
+_BLOCKING = {
+    "projects": select(func.count()).select_from(project).where(project.c.organization_id == bindparam("id")),
+    "entries": select(func.count()).select_from(entry).where(entry.c.organization_id == bindparam("id")),
+    "days of usage": select(func.count()).select_from(usage_day).where(usage_day.c.organization_id == bindparam("id")),
+}
 
 
 async def add_organization(connection: AsyncConnection, row: Organization) -> None:
@@ -96,14 +94,117 @@ async def find_project(connection: AsyncConnection, *, organization_name: str, p
     return None if row is None else row[0]
 
 
-async def list_keys(connection: AsyncConnection) -> list[Key]:
-    """All keys, the oldest first, the revoked ones too."""
-    return [_key(row) for row in (await connection.execute(_KEYS)).mappings()]
+async def list_organizations(connection: AsyncConnection) -> list[Organization]:
+    """The oldest first."""
+    query = select(organization).order_by(organization.c.created_at, organization.c.id)
+    return [_organization(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def revoke_key(connection: AsyncConnection, key_id: str, now: int) -> bool:
-    """Revoke a key; one that is revoked already keeps its time. False when there is none."""
-    return (await connection.execute(_REVOKE, {"key_id": key_id, "now": now})).rowcount == 1
+async def find_organization(connection: AsyncConnection, organization_id: str) -> Organization | None:
+    query = select(organization).where(organization.c.id == organization_id)
+    row = (await connection.execute(query)).mappings().one_or_none()
+    return None if row is None else _organization(row)
+
+
+async def is_organization_named(connection: AsyncConnection, name: str) -> bool:
+    query = select(organization.c.id).where(organization.c.name == name)
+    return (await connection.execute(query)).first() is not None
+
+
+async def update_organization(connection: AsyncConnection, row: Organization) -> None:
+    await connection.execute(update(organization).where(organization.c.id == row.id).values(_columns(row)))
+
+
+async def blocks_organization(connection: AsyncConnection, organization_id: str) -> dict[str, int]:
+    """How many of what belong to the organization, without what there is none of."""
+    counts = {
+        what: (await connection.execute(query, {"id": organization_id})).scalar_one()
+        for what, query in _BLOCKING.items()
+    }
+    return {what: count for what, count in counts.items() if count}
+
+
+async def delete_organization(connection: AsyncConnection, organization_id: str) -> None:
+    """For one that `blocks_organization` finds nothing of."""
+    await connection.execute(delete(balance).where(balance.c.organization_id == organization_id))
+    await connection.execute(delete(organization).where(organization.c.id == organization_id))
+
+
+async def list_projects(connection: AsyncConnection, organization_id: str | None = None) -> list[Project]:
+    """The oldest first."""
+    query = select(project).order_by(project.c.created_at, project.c.id)
+    if organization_id is not None:
+        query = query.where(project.c.organization_id == organization_id)
+    return [_project(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def read_project(connection: AsyncConnection, project_id: str) -> Project | None:
+    row = (await connection.execute(select(project).where(project.c.id == project_id))).mappings().one_or_none()
+    return None if row is None else _project(row)
+
+
+async def is_project_named(connection: AsyncConnection, organization_id: str, name: str) -> bool:
+    query = select(project.c.id).where(project.c.organization_id == organization_id, project.c.name == name)
+    return (await connection.execute(query)).first() is not None
+
+
+async def update_project(connection: AsyncConnection, row: Project) -> None:
+    await connection.execute(update(project).where(project.c.id == row.id).values(_columns(row)))
+
+
+async def count_keys(connection: AsyncConnection, project_id: str) -> int:
+    """The revoked ones too."""
+    query = select(func.count()).select_from(key).where(key.c.project_id == project_id)
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def delete_project(connection: AsyncConnection, project_id: str) -> None:
+    """For one without keys."""
+    await connection.execute(delete(project).where(project.c.id == project_id))
+
+
+async def list_keys(
+    connection: AsyncConnection, *, organization_id: str | None = None, project_id: str | None = None
+) -> list[Key]:
+    """The oldest first, the revoked ones too."""
+    query = select(key).order_by(key.c.created_at, key.c.id)
+    if organization_id is not None:
+        query = query.join(project).where(project.c.organization_id == organization_id)
+    if project_id is not None:
+        query = query.where(key.c.project_id == project_id)
+    return [_key(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def read_key(connection: AsyncConnection, key_id: str) -> Key | None:
+    row = (await connection.execute(select(key).where(key.c.id == key_id))).mappings().one_or_none()
+    return None if row is None else _key(row)
+
+
+async def update_key(connection: AsyncConnection, row: Key) -> None:
+    await connection.execute(update(key).where(key.c.id == row.id).values(_columns(row)))
+
+
+def _organization(row: RowMapping) -> Organization:
+    return Organization(
+        id=row["id"],
+        uid=row["uid"],
+        name=row["name"],
+        tier=row["tier"],
+        currency=row["currency"],
+        postpaid=row["postpaid"],
+        created_at=row["created_at"],
+        limits=Limits(*[row[column] for column in _limit_columns(organization)]),
+    )
+
+
+def _project(row: RowMapping) -> Project:
+    return Project(
+        id=row["id"],
+        organization_id=row["organization_id"],
+        name=row["name"],
+        created_at=row["created_at"],
+        limits=Limits(*[row[column] for column in _limit_columns(project)]),
+    )
 
 
 def _columns(row: Organization | Project | Key) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sqlalchemy import and_, bindparam, delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.errors import BalanceTooLow
-from moonbase.store.records import Balance, Entry, Lease, UsageRecord
+from moonbase.store.records import Balance, BookedEntry, Entry, EntryKind, Lease, UsageRecord
 from moonbase.store.rollups import ROLLUP_CHECKS, add_to_rollups
 from moonbase.store.tables import balance, entry, lease
 from moonbase.store.usage import add_usage, recorded
@@ -220,6 +220,24 @@ async def read_balance(connection: AsyncConnection, organization_id: str) -> Bal
     columns = (balance.c.cash_nano, balance.c.voucher_nano)
     query = select(*columns).where(balance.c.organization_id == organization_id)
     return Balance(*(await connection.execute(query)).one())
+
+
+async def list_entries(
+    connection: AsyncConnection, organization_id: str, *, kind: EntryKind | None, before: int | None, limit: int
+) -> list[BookedEntry]:
+    """At most `limit` entries, the newest first: those with ids under `before`, all for None."""
+    query = select(entry).where(entry.c.organization_id == organization_id).order_by(entry.c.id.desc()).limit(limit)
+    if kind is not None:
+        query = query.where(entry.c.kind == kind)
+    if before is not None:
+        query = query.where(entry.c.id < before)
+    return [BookedEntry(**row) for row in (await connection.execute(query)).mappings()]
+
+
+async def recharged(connection: AsyncConnection, organization_id: str) -> int:
+    """All cash that was ever credited, in nano-units."""
+    query = select(entry.c.cash_nano).where(entry.c.organization_id == organization_id, entry.c.kind == "credit")
+    return sum((await connection.execute(query)).scalars())
 
 
 async def list_leases(connection: AsyncConnection, process_id: str | None = None) -> list[Lease]:

@@ -1,13 +1,15 @@
 """The rows that leave and enter the store, as types. Times are integer milliseconds since the epoch, UTC."""
 
+import datetime
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from moonbase.config import Currency
 
 Outcome = Literal["stop", "length", "tool_calls", "cancelled", "failed", "interrupted"]
 EntryKind = Literal["credit", "usage", "correction"]
+Endpoint = Literal["chat", "messages", "models", "tokens", "balance", "usage"]
 
 
 class Limits(Struct, frozen=True, gc=False):
@@ -104,6 +106,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     created_at: int
 
 
+class BookedEntry(Entry, frozen=True, kw_only=True):
+    """An entry as it is in the books; later ones have larger ids."""
+
+    id: int
+
+
 class Lease(Struct, frozen=True, kw_only=True):
     """What a gateway process may still spend of an organization's money."""
 
@@ -140,3 +148,59 @@ class UsageRecord(Struct, frozen=True, kw_only=True, gc=False):
     started_at: int
     first_token_at: int | None
     finished_at: int
+
+
+class PriceRow(Struct, frozen=True, kw_only=True):
+    """What tokens of a model cost from the day `since` on: nano-units of `currency` per 1M tokens."""
+
+    model: str
+    currency: Currency
+    since: datetime.date
+    miss: int
+    hit: int
+    write: int
+    output: int
+    created_at: int
+
+
+class AdminKey(Struct, frozen=True, kw_only=True):
+    """What opens the admin API. `hint` is the secret's last four characters; the secret itself is nowhere."""
+
+    id: str
+    name: str
+    hint: str
+    created_at: int
+    revoked_at: int | None = None
+
+
+class AuditRow(Struct, frozen=True, kw_only=True):
+    """Who changed what: `actor` did `action` to `target`. `detail` is a JSON object; later rows have larger ids."""
+
+    id: int
+    at: int
+    actor: str
+    action: str
+    target: str
+    detail: Raw
+
+
+class UsageSums(Struct, frozen=True, kw_only=True):
+    """Sums of usage records in one currency. What they were not grouped by is None.
+
+    `day` and `hour` are when the span begins, in milliseconds.
+    """
+
+    day: int | None = None
+    hour: int | None = None
+    organization_id: str | None = None
+    project_id: str | None = None
+    key_id: str | None = None
+    model: str | None = None
+    currency: Currency
+    requests: int
+    failed: int
+    prompt_miss: int
+    prompt_hit: int
+    prompt_write: int
+    output: int
+    cost_nano: int

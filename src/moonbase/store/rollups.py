@@ -1,19 +1,23 @@
 """Usage summed by the hour and by the day. Each statement runs in the transaction of the given connection."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import Table, text
+from msgspec import Struct
+from sqlalchemy import Table, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moonbase.store.records import UsageRecord
+from moonbase.store.records import UsageRecord, UsageSums
 from moonbase.store.tables import usage_day, usage_hour
 
 HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
 
 _COUNTS = ("requests", "failed", "prompt_miss", "prompt_hit", "prompt_write", "output", "cost_nano")
+_COLUMNS = {"organization": "organization_id", "project": "project_id", "key": "key_id"}
 _DIMENSIONS = ("project_id", "key_id", "model", "currency")
+
+Group = Literal["day", "hour", "organization", "project", "key", "model"]
 
 _Cell = tuple[str, int, str, str, str, str]
 
@@ -59,6 +63,44 @@ ROLLUP_CHECKS = {
     },
     **{f"{count} of a day against its hours": _check(count, usage_day, "day", _of_hours(count)) for count in _COUNTS},
 }
+
+
+class UsageQuery(Struct, frozen=True, kw_only=True):
+    """What to sum: usage that began from `start` to before `end` (milliseconds), of those given only.
+
+    Both are the beginning of a day. By `hour` and by `day` at once makes no sense and is not asked for.
+    """
+
+    group_by: tuple[Group, ...]
+    start: int
+    end: int
+    organization_id: str | None = None
+    project_id: str | None = None
+    key_id: str | None = None
+    model: str | None = None
+
+
+async def sum_usage(connection: AsyncConnection, query: UsageQuery, *, limit: int) -> list[UsageSums]:
+    """The sums, in the order of what they are grouped by and the currency; at most `limit`."""
+    table = usage_hour if "hour" in query.group_by else usage_day
+    span = table.c["hour" if "hour" in query.group_by else "day"]
+    names = [*[_COLUMNS.get(group, group) for group in query.group_by], "currency"]
+    columns = [table.c[name] for name in names]
+    statement = (
+        select(*columns, *[func.sum(table.c[count]).label(count) for count in _COUNTS])
+        .where(span >= query.start, span < query.end)
+        .group_by(*columns)
+        .order_by(*columns)
+        .limit(limit)
+    )
+    for name in ("organization_id", "project_id", "key_id", "model"):
+        value = getattr(query, name)
+        if value is not None:
+            statement = statement.where(table.c[name] == value)
+    return [
+        UsageSums(**{**row, **{count: int(row[count]) for count in _COUNTS}})
+        for row in (await connection.execute(statement)).mappings()
+    ]
 
 
 async def add_to_rollups(connection: AsyncConnection, records: Sequence[UsageRecord]) -> None:

@@ -25,6 +25,17 @@ _ADD = {
 _KNOWN = select(usage.c.request_id).where(usage.c.request_id.in_(bindparam("request_ids", expanding=True)))
 
 
+async def read_usage(
+    connection: AsyncConnection, request_id: str, organization_id: str | None = None
+) -> UsageRecord | None:
+    """The record of a request, if it is one of that organization's (None: of whosever)."""
+    query = select(*[usage.c[name] for name in UsageRecord.__struct_fields__]).where(usage.c.request_id == request_id)
+    if organization_id is not None:
+        query = query.where(usage.c.organization_id == organization_id)
+    row = (await connection.execute(query)).mappings().one_or_none()
+    return None if row is None else UsageRecord(**row)
+
+
 async def recorded(connection: AsyncConnection, request_ids: Sequence[str]) -> set[str]:
     """Those of the requests that have a record already. At most some hundreds may be asked for at once."""
     return set((await connection.execute(_KNOWN, {"request_ids": request_ids})).scalars())

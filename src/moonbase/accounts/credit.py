@@ -1,0 +1,114 @@
+"""Money that organizations get, and the entries that it makes."""
+
+from itertools import takewhile
+
+from msgspec import structs
+
+from moonbase.accounts import fields
+from moonbase.accounts.changes import Change, Changes
+from moonbase.accounts.organizations import existing_organization
+from moonbase.accounts.requests import NewCorrection, NewCredit
+from moonbase.config import Currency
+from moonbase.errors import InvalidField
+from moonbase.store import ledger as store
+from moonbase.store.keys import update_organization
+from moonbase.store.records import Balance, BookedEntry, Entry, EntryKind, Organization
+
+_NANO = 10**9
+_MOST = 10**18  # nano-units of a balance: sums of some stay in 64 bits
+
+# Cash credited until now, in whole units, from which on an organization has the tier (moonshot-api.md 11.1).
+_RECHARGED: dict[Currency, tuple[int, ...]] = {
+    "USD": (1, 10, 20, 100, 1_000, 3_000),
+    "CNY": (0, 50, 100, 500, 5_000, 20_000),
+}
+
+
+def tier_of(recharged_nano: int, currency: Currency) -> int:
+    """The tier that so much cash, credited since ever, gives."""
+    reached = list(takewhile(lambda units: recharged_nano >= units * _NANO, _RECHARGED[currency]))
+    return max(0, len(reached) - 1)
+
+
+class Credit:
+    """Methods raise `NotFound` for an organization that there is not, and `DatabaseUnavailable`."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+
+    async def add(self, organization_id: str, request: NewCredit) -> Balance:
+        """Credit an organization and return its balance. Cash may raise its tier, nothing lowers it.
+
+        Raises `InvalidField`.
+        """
+        nano = fields.amount("amount", request.amount)
+        if nano == 0:
+            raise InvalidField("amount", "must not be 0")
+        async with self._changes.begin() as change:
+            organization = await existing_organization(change.connection, organization_id)
+            entry = _entry(organization, "credit", nano, request, change.now)
+            balance = await _book(change, entry)
+            await change.audit("credit.add", organization_id, request)
+            if request.kind == "cash":
+                await _raise_tier(change, organization)
+        return balance
+
+    async def correct(self, organization_id: str, request: NewCorrection) -> Balance:
+        """Mend a mistake and return the balance.
+
+        Raises `InvalidField`, and `BalanceTooLow` for what would take away what requests that run now may cost.
+        """
+        negative = request.amount.startswith("-")
+        nano = fields.amount("amount", request.amount.removeprefix("-"))
+        if nano == 0:
+            raise InvalidField("amount", "must not be 0")
+        if not request.note.strip():
+            raise InvalidField("note", "must say why")
+        async with self._changes.begin() as change:
+            organization = await existing_organization(change.connection, organization_id)
+            entry = _entry(organization, "correction", -nano if negative else nano, request, change.now)
+            balance = await _book(change, entry)
+            await change.audit("credit.correct", organization_id, request)
+        return balance
+
+    async def balance(self, organization_id: str) -> Balance:
+        async with self._changes.database.read() as connection:
+            await existing_organization(connection, organization_id)
+            return await store.read_balance(connection, organization_id)
+
+    async def entries(
+        self, organization_id: str, *, kind: EntryKind | None = None, before: int | None = None, limit: int = 100
+    ) -> list[BookedEntry]:
+        """The newest first; further ones with the last id as `before`."""
+        async with self._changes.database.read() as connection:
+            await existing_organization(connection, organization_id)
+            return await store.list_entries(connection, organization_id, kind=kind, before=before, limit=limit)
+
+
+def _entry(
+    organization: Organization, kind: EntryKind, nano: int, request: NewCredit | NewCorrection, now: int
+) -> Entry:
+    if request.currency not in (None, organization.currency):
+        raise InvalidField("currency", f"must be {organization.currency}, in which the organization pays")
+    return Entry(
+        organization_id=organization.id,
+        kind=kind,
+        cash_nano=nano if request.kind == "cash" else 0,
+        voucher_nano=nano if request.kind == "voucher" else 0,
+        note=fields.printable("note", request.note),
+        created_at=now,
+    )
+
+
+async def _book(change: Change, entry: Entry) -> Balance:
+    balance = await store.change_balance(change.connection, entry)
+    if max(abs(balance.cash_nano), balance.voucher_nano) > _MOST:
+        raise InvalidField("amount", f"would bring the balance over {_MOST // _NANO}")
+    return balance
+
+
+async def _raise_tier(change: Change, organization: Organization) -> None:
+    tier = tier_of(await store.recharged(change.connection, organization.id), organization.currency)
+    if tier > organization.tier:
+        await update_organization(change.connection, structs.replace(organization, tier=tier))
+        await change.audit("organization.update", organization.id, {"tier": [organization.tier, tier]})
