@@ -68,6 +68,13 @@ class ServerSettings(_Section, frozen=True):
     allowed_hosts: Annotated[
         tuple[str, ...], _d("Host names answered besides the loopback names; `*.example.com` covers subdomains.")
     ] = ()
+    china_hosts: Annotated[
+        tuple[str, ...],
+        _d("Host names at which the keys of organizations of the region `china` are good; answered too."),
+    ] = ()
+    china_port: Annotated[
+        Port | None, _d("Another port to listen on, for the keys of the region `china`; none by default.")
+    ] = None
     cors_origins: Annotated[tuple[str, ...], _d("Origins that browsers may call from; none by default.")] = ()
     trusted_proxies: Annotated[tuple[str, ...], _d("Proxy addresses whose X-Forwarded-* headers are believed.")] = ()
     tls_certificate: Annotated[str | None, _d("PEM file with the certificate chain.")] = None
@@ -393,6 +400,8 @@ def _check(settings: Settings, tree: Mapping[str, Any]) -> None:
     server = settings.server
     if (server.tls_certificate is None) != (server.tls_key is None):
         raise ConfigurationError("server.tls_certificate and server.tls_key must be set together")
+    if server.china_port is not None and server.china_port in (0, server.port):
+        raise ConfigurationError("server.china_port: must be a port of its own, and not 0")
     token = settings.metrics.token
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise ConfigurationError("metrics.token: must be printable ASCII text that is not empty")

@@ -495,7 +495,7 @@ async def test_usage_is_summed_by_whatever_is_asked_for(administration: Administ
     await used(database, "old", **mine, started_at=NOW - 40 * 86_400_000)
 
     async def sums(*groups: Any, **filters: Any) -> list[tuple[Any, ...]]:
-        found = await administration.usage.sums(groups, today=TODAY, **filters)
+        found = await administration.usage.sums(groups, now=NOW, **filters)
         names = {"organization": "organization_id", "project": "project_id", "key": "key_id"}
         return sorted(
             [(*[getattr(row, names.get(g, g)) for g in groups], row.requests, row.cost_nano) for row in found]
@@ -513,7 +513,7 @@ async def test_usage_is_summed_by_whatever_is_asked_for(administration: Administ
     assert await sums("key", "model", organization_id=other.id) == [("ak-a", K2, 1, 10)]
     assert await sums("hour", first=TODAY) == [(NOW - NOW % 3_600_000, 3, 30)]
     assert await sums() == [(4, 40)]
-    assert (await administration.usage.sums(["day"], today=TODAY))[0].failed == 1
+    assert (await administration.usage.sums(["day"], now=NOW))[0].failed == 1
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ async def test_what_no_usage_can_be_asked_for_is_said(
     administration: Administration, groups: list[Any], days: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(InvalidField, match=sentence):
-        await administration.usage.sums(groups, today=TODAY, **days)
+        await administration.usage.sums(groups, now=NOW, **days)
 
 
 async def test_of_somebody_elses_usage_nothing_is_shown(administration: Administration, database: Database) -> None:
@@ -544,11 +544,11 @@ async def test_of_somebody_elses_usage_nothing_is_shown(administration: Administ
     record = await used(database, "r", organization_id=other.id, project_id=project_id, key_id=key.id)
     reports = UsageReports(database, mine.id)
     assert await administration.usage.request("r") == record
-    assert await reports.sums(["day"], today=TODAY) == []
+    assert await reports.sums(["day"], now=NOW) == []
     for call in (
         reports.request("r"),
-        reports.sums(["day"], today=TODAY, project_id=project_id),
-        reports.sums(["day"], today=TODAY, key_id=key.id),
+        reports.sums(["day"], now=NOW, project_id=project_id),
+        reports.sums(["day"], now=NOW, key_id=key.id),
     ):
         with pytest.raises(NotFound):
             await call

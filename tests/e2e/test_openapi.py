@@ -15,9 +15,12 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tests.e2e.server import K2, Server
+from tests.e2e.administrator import admin
+from tests.e2e.conftest import StartServer
+from tests.e2e.server import K2, Server, eventually
 
 from moonbase.dialects.anthropic.dialect import MESSAGES
+from moonbase.server.admin import OPERATIONS, Operation
 
 POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 
@@ -28,6 +31,8 @@ ROUTES = {
     **dict.fromkeys([*MESSAGES, *[f"{path}/count_tokens" for path in MESSAGES]], "POST"),
     "/v1/models": "GET",
     "/v1/users/me/balance": "GET",
+    "/v1/usage": "GET",
+    "/v1/usage/{id}": "GET",
     "/healthz": "GET",
     "/readyz": "GET",
 }
@@ -46,8 +51,9 @@ def nothing_breaks(echo: Server) -> Iterator[None]:
 
 
 def test_every_route_is_described(api: BaseSchema) -> None:
-    described = {operation.ok().path: operation.ok().method.upper() for operation in api.get_all_operations()}
-    assert described == ROUTES
+    operations = [operation.ok() for operation in api.get_all_operations()]
+    described = sorted([(operation.path, operation.method.upper()) for operation in operations])
+    assert described == sorted([*ROUTES.items(), *[(each.path, each.method) for each in OPERATIONS]])
 
 
 def send(case: schemathesis.Case, echo: Server) -> int:
@@ -87,6 +93,39 @@ def test_every_answer_is_documented_and_none_is_an_accident(
         send(case, echo)
 
     run()
+
+
+@pytest.fixture(scope="module")
+def administered(start_module_server: StartServer) -> tuple[Server, str, BaseSchema]:
+    """A server of its own, for it will be changed a lot, the secret of an admin key, and the description."""
+    server = start_module_server()
+    secret = admin(server, "admin", "create", "--name", "ops")
+    eventually(lambda: server.get("/admin/v1/organizations", key=secret).status == 200)
+    return server, secret, schemathesis.openapi.from_url(server.base_url.removesuffix("/v1") + "/openapi.json")
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode"),
+    [
+        pytest.param(operation, mode, id=f"{operation.method}-{operation.path}-{mode.value}")
+        for operation in OPERATIONS
+        for mode in ((POSITIVE, NEGATIVE) if operation.body is not None else (POSITIVE,))
+    ],
+)
+def test_every_answer_to_an_administrator_is_documented_and_none_is_an_accident(
+    administered: tuple[Server, str, BaseSchema], operation: Operation, mode: schemathesis.GenerationMode
+) -> None:
+    server, secret, described = administered
+
+    @given(case=described[operation.path][operation.method].as_strategy(generation_mode=mode))
+    @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    def run(case: schemathesis.Case) -> None:
+        response = case.call(headers={"Authorization": f"Bearer {secret}"})
+        assert response.status_code < 500, response.text
+        case.validate_response(response, checks=CHECKS)
+
+    run()
+    assert server.accidents == []
 
 
 # The description leaves the inside of tools open, and conversations drawn from it hardly ever have roles.

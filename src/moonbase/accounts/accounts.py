@@ -9,8 +9,10 @@ from moonbase.accounts.changes import Changes, milliseconds
 from moonbase.accounts.keys import Keys
 from moonbase.accounts.ledger import Ledger
 from moonbase.accounts.limits import Admission, Limiter
+from moonbase.accounts.prices import Prices
+from moonbase.accounts.usage import UsageReports
 from moonbase.config import Currency, Durability
-from moonbase.errors import IncorrectApiKey
+from moonbase.errors import IncorrectApiKey, InvalidAuthentication
 from moonbase.store.database import Database
 from moonbase.store.ledger import read_balance
 from moonbase.store.records import Balance, Caller
@@ -56,6 +58,7 @@ class Accounts:
         self._authenticator = Authenticator(database, clock=clock, grace=grace)
         self.keys = Keys(Changes(database, "moonbase", clock), currency=currency, models=(), on_changed=self.forget)
         self._limiter = Limiter(clock=clock)
+        self.prices = Prices(database)
         self.ledger = Ledger(database, spools, clock=clock, durability=durability)
         self._stack = AsyncExitStack()
         self._database = database
@@ -63,17 +66,22 @@ class Accounts:
     async def __aenter__(self) -> "Accounts":
         await self._stack.enter_async_context(self.ledger)
         await self._stack.enter_async_context(self._authenticator)
+        await self._stack.enter_async_context(self.prices)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def authenticate(self, secret: str) -> Caller:
+    async def authenticate(self, secret: str, currency: Currency | None = None) -> Caller:
         """The owner of a key. A key in use costs no suspension.
 
-        Raises `InvalidAuthentication` for an unknown, revoked or expired key, `DatabaseUnavailable` when nobody knows.
+        `currency` is that of the region that was called; None is any. Raises `InvalidAuthentication` for an unknown,
+        revoked or expired key and one of another region, `DatabaseUnavailable` when nobody knows.
         """
-        return await self._authenticator.find(secret)
+        caller = await self._authenticator.find(secret)
+        if currency not in (None, caller.currency):
+            raise InvalidAuthentication
+        return caller
 
     def admit(self, caller: Caller) -> Admission:
         """Count a request and take a place for it; use the admission as a context manager. Raises `RateLimited`."""
@@ -88,3 +96,8 @@ class Accounts:
         await self.ledger.recorder.flush()
         async with self._database.read() as connection:
             return await read_balance(connection, organization_id)
+
+    async def usage(self, organization_id: str) -> UsageReports:
+        """What the organization used, this process's settlements included. Raises `DatabaseUnavailable`."""
+        await self.ledger.recorder.flush()
+        return UsageReports(self._database, organization_id)

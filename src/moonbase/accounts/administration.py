@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from moonbase.accounts import fields
 from moonbase.accounts.admins import Admins
 from moonbase.accounts.changes import Changes, milliseconds
 from moonbase.accounts.credit import Credit
@@ -47,6 +48,8 @@ class Administration:
     async def audit_log(
         self, *, target: str | None = None, before: int | None = None, limit: int = 100
     ) -> list[AuditRow]:
-        """What was changed, the newest first; further rows with the last id as `before`."""
+        """What was changed, the newest first; further rows with the last id as `before`. Raises `InvalidField`."""
+        if target is not None:
+            fields.printable("target", target)
         async with self._database.read() as connection:
             return await list_audit(connection, target=target, before=before, limit=limit)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
 
+from msgspec import structs
+
 from moonbase.accounts import fields, ids
 from moonbase.accounts.changes import Changes
 from moonbase.accounts.requests import NewAdminKey
@@ -42,14 +44,17 @@ class Admins:
         async with self._changes.database.read() as connection:
             return await store.list_admin_keys(connection)
 
-    async def revoke(self, key_id: str) -> None:
+    async def revoke(self, key_id: str) -> AdminKey:
         """Revoke a key for good; again changes nothing. Raises `NotFound`."""
         async with self._changes.begin() as change:
-            known = {key.id: key for key in await store.list_admin_keys(change.connection)}
-            if key_id not in known:
+            key = next((key for key in await store.list_admin_keys(change.connection) if key.id == key_id), None)
+            if key is None:
                 raise NotFound("admin key", key_id)
-            if await store.revoke_admin_key(change.connection, key_id, change.now):
-                await change.audit("admin_key.revoke", key_id, {"name": known[key_id].name})
+            if key.revoked_at is None:
+                key = structs.replace(key, revoked_at=change.now)
+                await store.revoke_admin_key(change.connection, key_id, change.now)
+                await change.audit("admin_key.revoke", key_id, {"name": key.name})
+        return key
 
 
 class AdminAuthenticator:

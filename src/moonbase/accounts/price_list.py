@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
-from typing import get_args
 
 from msgspec import structs
 
@@ -42,8 +41,8 @@ class PriceList:
         return [
             PriceRow(model=model.id, currency=currency, created_at=0, **structs.asdict(price))
             for model in self._models.values()
-            for currency in get_args(Currency)
-            for price in effective(model, rows, currency)
+            for currency, history in repriced(model, rows).prices.items()
+            for price in history
         ]
 
     async def set(self, request: NewPrice) -> PriceRow:
@@ -83,10 +82,12 @@ class PriceList:
             return await store.list_prices(connection)
 
 
-def effective(model: Model, rows: Iterable[PriceRow], currency: Currency) -> tuple[Price, ...]:
-    """The prices of a model, the oldest first: the catalog's, and the rows, which win where both are of one day."""
-    by_day = {price.since: price for price in model.prices.get(currency, ())}
+def repriced(model: Model, rows: Iterable[PriceRow]) -> Model:
+    """The model with those of `rows` that are about it among its prices; of one day they win over the catalog's."""
+    prices = {currency: {price.since: price for price in history} for currency, history in model.prices.items()}
     for row in rows:
-        if row.model == model.id and row.currency == currency:
-            by_day[row.since] = Price(since=row.since, miss=row.miss, hit=row.hit, write=row.write, output=row.output)
-    return tuple([by_day[day] for day in sorted(by_day)])
+        if row.model == model.id:
+            price = Price(since=row.since, miss=row.miss, hit=row.hit, write=row.write, output=row.output)
+            prices.setdefault(row.currency, {})[row.since] = price
+    histories = {currency: tuple([days[day] for day in sorted(days)]) for currency, days in prices.items()}
+    return structs.replace(model, prices=histories)

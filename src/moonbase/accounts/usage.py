@@ -36,7 +36,7 @@ class UsageReports:
         *,
         first: datetime.date | None = None,
         last: datetime.date | None = None,
-        today: datetime.date,
+        now: int,
         organization_id: str | None = None,
         project_id: str | None = None,
         key_id: str | None = None,
@@ -44,11 +44,10 @@ class UsageReports:
     ) -> list[UsageSums]:
         """The usage of the days `first` to `last` (UTC, both included), of those given only.
 
-        By default of the thirty days until `today`. An `organization_id` is for those who see all.
+        By default of the thirty days until `now` (milliseconds). An `organization_id` is for those who see all.
         Raises `InvalidField`, and `NotFound` for an id that there is not.
         """
-        last = today if last is None else last
-        end = fields.day("to", last) + DAY_MS
+        end = (now - now % DAY_MS if last is None else fields.day("to", last)) + DAY_MS
         start = end - _DEFAULT_DAYS * DAY_MS if first is None else fields.day("from", first)
         if start >= end:
             raise InvalidField("from", "must not be after `to`")

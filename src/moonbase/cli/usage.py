@@ -47,6 +47,7 @@ def usage(
     By the hour for at most seven days. Prompt tokens are prompt_miss,
     prompt_hit (read from a cache) and prompt_write together.
     """
+    from moonbase.accounts.changes import milliseconds
     from moonbase.service.views import RequestUsageView, UsageView
     from moonbase.store.rollups import Group
 
@@ -63,7 +64,7 @@ def usage(
             groups,
             first=since,
             last=until,
-            today=datetime.datetime.now(datetime.UTC).date(),
+            now=milliseconds(),
             organization_id=organization_id,
             project_id=project_id,
             key_id=key_id,

@@ -26,6 +26,7 @@ from moonbase.errors import (
 )
 from moonbase.server.exchange import BodyBudget, ClientGone, Exchange, Header
 from moonbase.server.hosts import AllowedHosts
+from moonbase.server.regions import Regions
 from moonbase.service.ids import Ids
 from moonbase.telemetry import Metrics
 
@@ -101,13 +102,16 @@ class Gateway:
         self._metrics = metrics
         self._ids = ids
         self._bodies = BodyBudget(settings.server.max_bodies_bytes)
-        self._hosts = AllowedHosts(settings.server.allowed_hosts, settings.server.host)
+        allowed = (*settings.server.allowed_hosts, *settings.server.china_hosts)
+        self._hosts = AllowedHosts(allowed, settings.server.host)
+        self._regions = Regions(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         dialect = self._dialects.get(scope["path"], self._default)
         request_id, trace_id = self._ids.request(), self._ids.trace()
-        exchange = Exchange(scope, receive, send, dialect, self._limits, self._bodies, request_id, trace_id)
+        currency = self._regions.currency(scope)
+        exchange = Exchange(scope, receive, send, dialect, self._limits, self._bodies, request_id, trace_id, currency)
         scope["moonbase.exchange"] = exchange
         scope["app"] = self  # makes Starlette raise for a wrong method instead of answering itself
         try:

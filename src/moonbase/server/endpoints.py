@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,13 +15,17 @@ from moonbase.chat.request import ChatRequest
 from moonbase.config import Settings
 from moonbase.dialects.base import Head
 from moonbase.dialects.openai.models import ModelEntry, encode_balance, encode_models
-from moonbase.errors import ApiError, EngineUnavailable, InvalidAuthentication
+from moonbase.errors import ApiError, EngineUnavailable, InvalidAuthentication, PermissionDenied
 from moonbase.router.router import Router
+from moonbase.server.admin import encode_list
 from moonbase.server.exchange import Exchange, Header
 from moonbase.server.openapi import document
+from moonbase.server.query import UsageParameters, decode_query
 from moonbase.service.chat import Answer, ChatService
 from moonbase.service.ids import Ids
 from moonbase.service.models import served_models
+from moonbase.service.views import RequestUsageView, UsageView
+from moonbase.store.records import Caller, Endpoint
 from moonbase.telemetry import Metrics
 
 T = TypeVar("T")
@@ -33,14 +37,16 @@ _LARGEST_HEADER = 2048
 class ChatEndpoint:
     """Answers to conversations: POST /v1/chat/completions (moonshot-api.md 1 to 3), /anthropic/v1/messages (8)."""
 
-    def __init__(self, accounts: Accounts, chat: ChatService, ids: Ids) -> None:
+    def __init__(self, name: Literal["chat", "messages"], accounts: Accounts, chat: ChatService, ids: Ids) -> None:
+        """`name` is what keys call it that do not open everything."""
+        self._name: Endpoint = name
         self._accounts = accounts
         self._chat = chat
         self._ids = ids
 
     async def __call__(self, exchange: Exchange) -> None:
-        exchange.caller = await self._accounts.authenticate(_secret(exchange))
-        with self._accounts.admit(exchange.caller) as admission:
+        caller = await _enter(self._accounts, exchange, self._name)
+        with self._accounts.admit(caller) as admission:
             request = await _decoded(exchange.dialect.decode, await exchange.body())
             async with exchange.while_connected(), self._chat.open(admission, request, exchange.arrival) as answer:
                 exchange.model = answer.model.id
@@ -95,7 +101,7 @@ class CountEndpoint:
         self._chat = chat
 
     async def __call__(self, exchange: Exchange) -> None:
-        exchange.caller = caller = await self._accounts.authenticate(_secret(exchange))
+        caller = await _enter(self._accounts, exchange, "tokens")
         request = await _decoded(exchange.dialect.decode_count, await exchange.body())
         tokens = await self._chat.count(caller, request)
         await exchange.respond(exchange.dialect.count(tokens), headers=[])
@@ -111,7 +117,7 @@ class AccountEndpoints:
 
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models: the ids, with the windows and abilities of what really serves them."""
-        exchange.caller = await self._accounts.authenticate(_secret(exchange))
+        caller = await _enter(self._accounts, exchange, "models")
         entries = [
             ModelEntry(
                 id=served.model.id,
@@ -122,16 +128,46 @@ class AccountEndpoints:
                 supports_reasoning=served.capabilities.reasoning,
                 served_by=served.served_by,
             )
-            for served in served_models(self._catalog, self._router)
+            for served in served_models(self._catalog, self._router, caller)
         ]
         await exchange.respond(encode_models(entries), headers=[])
 
     async def balance(self, exchange: Exchange) -> None:
         """GET /v1/users/me/balance: cash and vouchers."""
-        exchange.caller = caller = await self._accounts.authenticate(_secret(exchange))
+        caller = await _enter(self._accounts, exchange, "balance")
         balance = await self._accounts.balance(caller.organization_id)
         body = encode_balance(balance.available_nano, balance.voucher_nano, balance.cash_nano)
         await exchange.respond(body, headers=[])
+
+
+class UsageEndpoints:
+    """What the caller's own organization used."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+
+    async def sums(self, exchange: Exchange) -> None:
+        """GET /v1/usage."""
+        caller = await _enter(self._accounts, exchange, "usage")
+        wanted = decode_query(UsageParameters, exchange)
+        reports = await self._accounts.usage(caller.organization_id)
+        found = await reports.sums(
+            wanted.groups,
+            first=wanted.first,
+            last=wanted.last,
+            now=exchange.arrival.at,
+            project_id=wanted.project_id,
+            key_id=wanted.key_id,
+            model=wanted.model,
+        )
+        await exchange.respond(encode_list([UsageView.of(sums) for sums in found]), headers=[])
+
+    async def request(self, exchange: Exchange) -> None:
+        """GET /v1/usage/{id}: of one request, by the id in its answer's `Msh-Request-Id`."""
+        caller = await _enter(self._accounts, exchange, "usage")
+        reports = await self._accounts.usage(caller.organization_id)
+        record = await reports.request(exchange.scope["path_params"]["id"])
+        await exchange.respond(msgspec.json.encode(RequestUsageView.of(record)), headers=[])
 
 
 class OperationEndpoints:
@@ -166,10 +202,14 @@ class OperationEndpoints:
         await exchange.respond(self._document, headers=[])
 
 
-def _secret(exchange: Exchange) -> str:
-    """The secret in the header that the request's dialect has keys in. Raises `IncorrectApiKey`."""
+async def _enter(accounts: Accounts, exchange: Exchange, endpoint: Endpoint) -> Caller:
+    """Who asks, by the header that the dialect has keys in. Raises `PermissionDenied` for a key that is not for it."""
     api_key = exchange.header(b"x-api-key") if exchange.dialect.takes_api_key else None
-    return credential(exchange.header(b"authorization"), api_key)
+    secret = credential(exchange.header(b"authorization"), api_key)
+    exchange.caller = caller = await accounts.authenticate(secret, exchange.currency)
+    if caller.endpoints is not None and endpoint not in caller.endpoints:
+        raise PermissionDenied
+    return caller
 
 
 async def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
-from moonbase.config import ServerSettings
+from moonbase.config import Currency, ServerSettings
 from moonbase.dialects.base import Dialect
 from moonbase.errors import EngineOverloaded, RequestTimeout, RequestTooLarge
 from moonbase.service.chat import Arrival
@@ -52,12 +52,15 @@ class Exchange:
         bodies: "BodyBudget",
         request_id: str,
         trace_id: str,
+        currency: Currency,
     ) -> None:
+        """`currency` is that of the region that was called."""
         self.scope = scope
         self.receive = receive
         self.dialect = dialect
         self.arrival = Arrival(request_id, time.time_ns() // 1_000_000, time.monotonic())
         self.trace_id = trace_id
+        self.currency = currency
         self.caller: Caller | None = None
         self.model: str | None = None
         self.status: int | None = None

@@ -6,6 +6,12 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.IG
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
+def host_name(host: str) -> str | None:
+    """The name in the value of a `Host` header, in lower case; None for a malformed one."""
+    match = _HOST.fullmatch(host)
+    return None if match is None else match["name"].lower()
+
+
 class AllowedHosts:
     """Loopback names, the address listened on, and what is configured (`*.example.com` covers subdomains)."""
 
@@ -21,10 +27,9 @@ class AllowedHosts:
         """Whether a request with this `Host` is ours; a malformed one is not."""
         if host in self._seen:
             return True
-        match = _HOST.fullmatch(host)
-        if match is None:
+        name = host_name(host)
+        if name is None:
             return False
-        name = match["name"].lower()
         allowed = self._any or name in self._exact or (bool(self._suffixes) and name.endswith(self._suffixes))
         if allowed and len(self._seen) < 64:
             self._seen.add(host)

@@ -3,17 +3,23 @@
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from moonbase import __version__
 from moonbase.dialects.anthropic.decode import CountTokensRequest, MessagesRequest
 from moonbase.dialects.anthropic.dialect import MESSAGES
 from moonbase.dialects.openai.decode import ChatCompletionRequest, EstimateRequest
+from moonbase.server.admin import OPERATIONS
+from moonbase.server.query import UsageParameters
+from moonbase.service.views import RequestUsageView, UsageView
 
 _ERRORS = {
     "400": "The request cannot be served as it is; the message names the field.",
     "401": "No, an ill-formed or an unknown key.",
+    "403": "A key that does not open this endpoint.",
     "404": "Unknown model, or a path that does not exist.",
     "408": "The body did not arrive in time.",
+    "409": "What is there does not allow the change; the message says what is in the way.",
     "413": "The body is too large.",
     "421": "The Host header names another server.",
     "429": "A rate limit, the quota, or an overloaded engine; `error.type` tells which.",
@@ -22,6 +28,9 @@ _ERRORS = {
     "503": "The engine is not available; Retry-After tells when to try again.",
     "504": "A time limit of the generation passed.",
 }
+_REFERENCE = "#/components/schemas/{name}"
+_ANSWERS = (UsageView, RequestUsageView, *[operation.answer for operation in OPERATIONS])
+_BODIES = [operation.body for operation in OPERATIONS if operation.body is not None]
 _REQUIRED = {
     "ChatCompletionRequest": ["model", "messages"],
     "EstimateRequest": ["model", "messages"],
@@ -33,8 +42,8 @@ _REQUIRED = {
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 description of the public endpoints."""
     _, components = msgspec.json.schema_components(
-        [ChatCompletionRequest, EstimateRequest, MessagesRequest, CountTokensRequest],
-        ref_template="#/components/schemas/{name}",
+        [ChatCompletionRequest, EstimateRequest, MessagesRequest, CountTokensRequest, *_ANSWERS, *_BODIES],
+        ref_template=_REFERENCE,
     )
     for name, required in _REQUIRED.items():
         components[name]["required"] = required
@@ -70,6 +79,19 @@ def document() -> dict[str, Any]:
                 for path in MESSAGES
             },
             "/v1/users/me/balance": {"get": _operation("Read the balance", None)},
+            "/v1/usage": {
+                "get": {
+                    **_operation("Sum the usage of the organization", None, answer=_list_of(UsageView)),
+                    "parameters": _query(UsageParameters),
+                }
+            },
+            "/v1/usage/{id}": {
+                "get": {
+                    **_operation("Show what one request used", None, answer=_reference(RequestUsageView)),
+                    "parameters": _path_parameters("/v1/usage/{id}"),
+                }
+            },
+            **_admin_paths(),
             "/healthz": {"get": {**_operation("The process answers", None), "security": []}},
             "/readyz": {"get": {**_operation("Requests would be accepted", None), "security": []}},
         },
@@ -77,6 +99,7 @@ def document() -> dict[str, Any]:
             "schemas": components,
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer"},
+                "admin": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             },
         },
@@ -90,9 +113,14 @@ def _messages(summary: str, body: str, *, streams: bool = False) -> dict[str, An
 
 
 def _operation(
-    summary: str, body: str | None, *, streams: bool = False, errors: tuple[str, ...] = ("Error", "UnknownPath")
+    summary: str,
+    body: str | None,
+    *,
+    streams: bool = False,
+    errors: tuple[str, ...] = ("Error", "UnknownPath"),
+    answer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    success: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    success: dict[str, Any] = {"application/json": {"schema": answer or {"type": "object"}}}
     if streams:
         success["text/event-stream"] = {"schema": {"type": "string"}}
     error = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in errors]}}
@@ -110,6 +138,43 @@ def _operation(
         reference = {"schema": {"$ref": f"#/components/schemas/{body}"}}
         operation["requestBody"] = {"required": True, "content": {"application/json": reference}}
     return operation
+
+
+def _admin_paths() -> dict[str, dict[str, Any]]:
+    """The admin API, from the operations that serve it."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        answer = _list_of(operation.answer) if operation.is_list else _reference(operation.answer)
+        body = None if operation.body is None else operation.body.__name__
+        described = _operation(operation.summary, body, answer=answer)
+        described["security"] = [{"admin": []}]
+        described["parameters"] = [*_path_parameters(operation.path), *_query(operation.query)]
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    return paths
+
+
+def _reference(kind: type[Struct]) -> dict[str, Any]:
+    return {"$ref": _REFERENCE.format(name=kind.__name__)}
+
+
+def _list_of(kind: type[Struct]) -> dict[str, Any]:
+    return _object(object={"const": "list"}, data={"type": "array", "items": _reference(kind)})
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    if "{id}" not in path:
+        return []
+    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+
+
+def _query(kind: type[Struct]) -> list[dict[str, Any]]:
+    _, components = msgspec.json.schema_components([kind], ref_template=_REFERENCE)
+    described = components[kind.__name__]
+    required = described.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": schema}
+        for name, schema in described["properties"].items()
+    ]
 
 
 def _object(**properties: Any) -> dict[str, Any]:

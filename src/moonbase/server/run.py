@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -36,31 +36,40 @@ def run(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:
 async def _serve(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:
     metrics = Metrics()
     _check_tls(settings.server)
-    with _bind(settings.server) as listener:  # first: a used port should not cost the loading of a model
+    with contextlib.ExitStack() as sockets:
+        # First: a used port should not cost the loading of a model.
+        listeners = [sockets.enter_context(listener) for listener in _listeners(settings.server)]
         if settings.metrics.port is not None:
             _serve_metrics(settings.metrics, metrics)
         async with build_world(settings, home, cache, metrics) as world:
             server = _Server(
-                _uvicorn_config(settings.server, world.app), lambda: ready(world, _url(settings, listener))
+                _uvicorn_config(settings.server, world.app), lambda: ready(world, _url(settings, listeners[0]))
             )
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=listeners)
             await server.cut_open_answers()
             log.info("stopping")
 
 
-def _bind(settings: ServerSettings) -> socket.socket:
+def _listeners(settings: ServerSettings) -> Iterator[socket.socket]:
+    """The main one first."""
+    yield _bind("server.port", settings.host, settings.port)
+    if settings.china_port is not None:
+        yield _bind("server.china_port", settings.host, settings.china_port)
+
+
+def _bind(key: str, host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet: clients are refused, not kept waiting, until the model is loaded."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         return listener
     except OSError as error:
         listener.close()
         raise ConfigurationError(
-            f"server.port: cannot listen on {settings.host} port {settings.port} ({error.strerror}); "
-            "stop what uses it or choose another with --port"
+            f"{key}: cannot listen on {host} port {port} ({error.strerror}); "
+            f"stop what uses it or choose another{' with --port' if key == 'server.port' else ''}"
         ) from error
 
 

@@ -15,9 +15,10 @@ from moonbase.dialects.anthropic.dialect import MESSAGES, Anthropic
 from moonbase.dialects.openai.dialect import OpenAI
 from moonbase.router.deployment import Deployment
 from moonbase.router.router import Router
+from moonbase.server.admin import admin_endpoints
 from moonbase.server.app import Served, build_app
 from moonbase.server.deployments import build_deployment
-from moonbase.server.endpoints import AccountEndpoints, ChatEndpoint, CountEndpoint, OperationEndpoints
+from moonbase.server.endpoints import AccountEndpoints, ChatEndpoint, CountEndpoint, OperationEndpoints, UsageEndpoints
 from moonbase.service.chat import ChatService
 from moonbase.service.ids import Ids
 from moonbase.store.database import Database, database_url, spool_folder
@@ -56,14 +57,16 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
         router = await _start_deployments(settings, catalog, cache, stack)
         first_key = await accounts.keys.first_start()  # last: a start that fails must not have made a key
         ids = Ids()
-        chat = ChatService(settings, catalog, router, accounts.ledger, metrics)
+        chat = ChatService(settings, catalog, router, accounts.ledger, accounts.prices, metrics)
         for deployment in router.deployments:
             metrics.gauge("moonbase_running", "Choices being generated.", deployment.name, _running(deployment))
             metrics.gauge("moonbase_waiting", "Choices waiting for their turn.", deployment.name, _waiting(deployment))
         openai, anthropic = OpenAI(), Anthropic()
         account_endpoints = AccountEndpoints(accounts, catalog, router)
+        usage = UsageEndpoints(accounts)
         operations = OperationEndpoints(settings, router, metrics)
-        chats, counts = ChatEndpoint(accounts, chat, ids), CountEndpoint(accounts, chat)
+        chats, messages = ChatEndpoint("chat", accounts, chat, ids), ChatEndpoint("messages", accounts, chat, ids)
+        counts = CountEndpoint(accounts, chat)
         routes = [
             Served("POST", "/v1/chat/completions", chats, openai),
             Served("GET", "/v1/models", account_endpoints.models, openai),
@@ -72,9 +75,13 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
             Served("GET", "/healthz", operations.healthz, openai),
             Served("GET", "/readyz", operations.readyz, openai),
             Served("GET", "/openapi.json", operations.openapi, openai),
-            *[Served("POST", path, chats, anthropic) for path in MESSAGES],
+            Served("GET", "/v1/usage", usage.sums, openai),
+            Served("GET", "/v1/usage/{id}", usage.request, openai),
+            *[Served("POST", path, messages, anthropic) for path in MESSAGES],
             *[Served("POST", f"{path}/count_tokens", counts, anthropic) for path in MESSAGES],
         ]
+        for operation, endpoint in admin_endpoints(accounts, database, catalog, settings.billing.currency):
+            routes.append(Served(operation.method, operation.path, endpoint, openai))
         if settings.metrics.token is not None:
             routes.append(Served("GET", "/metrics", operations.metrics, openai))
         yield World(build_app(settings, routes, openai, metrics, ids), router, first_key)

@@ -12,6 +12,7 @@ from msgspec import Struct, structs
 
 from moonbase.accounts.ledger import Ledger, Reservation, counted
 from moonbase.accounts.limits import Admission
+from moonbase.accounts.prices import Prices
 from moonbase.catalog import rules
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Model
@@ -25,6 +26,7 @@ from moonbase.router.deployment import window as real_window
 from moonbase.router.router import Router
 from moonbase.service.demand import Demand, OutputChecks
 from moonbase.service.hygiene import without_changing_lines
+from moonbase.service.models import permitted
 from moonbase.store.records import Caller, Outcome
 from moonbase.telemetry import Metrics, ModelMetrics
 
@@ -137,11 +139,20 @@ class Answer:
 class ChatService:
     """Answers chat requests of callers that have been let in."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, router: Router, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        router: Router,
+        ledger: Ledger,
+        prices: Prices,
+        metrics: Metrics,
+    ) -> None:
         self._settings = settings
         self._catalog = catalog
         self._router = router
         self._ledger = ledger
+        self._prices = prices
         self._metrics = metrics
         self._schemas = SchemaBook()
 
@@ -153,7 +164,7 @@ class ChatService:
         Raises `ApiError` for whatever is wrong before the first event.
         """
         caller = admission.caller
-        model = self._catalog.resolve(request.model)
+        model = permitted(self._catalog, caller, request.model)
         demand = await self._demand(request, model, self._settings.mode)
         request = self._translated(request, model, demand)
         sampling = rules.sampling(model, request.sampling, thinks=demand.thinks)
@@ -175,7 +186,7 @@ class ChatService:
                 request_id=arrival.request_id,
                 model=billed.id,
                 served_by=deployment.name,
-                price=billed.price_on(today, caller.currency),
+                price=self._prices.price(billed, today, caller.currency),
                 prompt_tokens=prompt.tokens,
                 max_tokens=max_tokens * sampling.n,
                 started_at=arrival.at,
@@ -214,7 +225,7 @@ class ChatService:
 
     async def count(self, caller: Caller, request: ChatRequest) -> int:
         """Tokens that the prompt of `request` would have, by the tokenizer that serves the model."""
-        model = self._catalog.resolve(request.model)
+        model = permitted(self._catalog, caller, request.model)
         deployment = self._router.serves(model)
         _refuse_images(request.messages, deployment)
         demand = await self._demand(request, model, mode="lenient")

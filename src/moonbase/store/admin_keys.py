@@ -26,7 +26,5 @@ async def valid_admin_keys(connection: AsyncConnection) -> dict[str, str]:
     return {row.secret_hash: row.id for row in await connection.execute(query)}
 
 
-async def revoke_admin_key(connection: AsyncConnection, key_id: str, now: int) -> bool:
-    """False when there is none that is valid."""
-    mine = (admin_key.c.id == key_id, admin_key.c.revoked_at.is_(None))
-    return (await connection.execute(update(admin_key).where(*mine).values(revoked_at=now))).rowcount == 1
+async def revoke_admin_key(connection: AsyncConnection, key_id: str, now: int) -> None:
+    await connection.execute(update(admin_key).where(admin_key.c.id == key_id).values(revoked_at=now))
