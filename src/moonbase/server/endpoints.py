@@ -62,7 +62,9 @@ class ChatEndpoint:
         await exchange.start([(b"cache-control", b"no-cache"), *_answer_headers(answer)])
         try:
             while events:
-                await exchange.send(encoder.encode(events), more=True)
+                data = encoder.encode(events)
+                await answer.settle()
+                await exchange.send(data, more=True)
                 events = await answer.read()
         except ApiError as error:
             await exchange.send(encoder.error(error), more=False)
@@ -79,6 +81,7 @@ class ChatEndpoint:
             everything += events
             events = await answer.read()
         body = exchange.dialect.whole(self._head(exchange, request, answer, int(time.time())), everything)
+        await answer.settle()
         await exchange.respond(body, headers=_answer_headers(answer))
 
     def _head(self, exchange: Exchange, request: ChatRequest, answer: Answer, created: int) -> Head:

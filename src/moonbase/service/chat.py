@@ -58,6 +58,7 @@ class Answer:
         self.warnings = demand.warnings
         self.outcome: Outcome = "cancelled"
         self.abandoned = False
+        self.complete = False
         self.first_token_at: int | None = None
         self._checks = demand.checks()
         self._enforces = deployment.enforces
@@ -108,9 +109,17 @@ class Answer:
             events = await self._checked(self._checks, events, first=first)
         if self._broken is None and isinstance(events[-1], Finished) and not self._stream.open:
             self.outcome = events[-1].reason
-            self.end()  # before the client has all of it, so that nothing complete is ever unpaid
-            await self._reservation.ledger.durable()
+            self.complete = True
         return events
+
+    async def settle(self) -> None:
+        """Charge a complete answer. For when it is encoded and the client has not all of it yet.
+
+        So nothing that a client has whole is ever unpaid, and what cannot be encoded is not paid.
+        """
+        if self.complete and not self._reservation.settled:
+            self.end()
+            await self._reservation.ledger.durable()
 
     def end(self, *, failed: bool = False) -> None:
         """Charge what was generated; of an answer that failed, nothing."""
