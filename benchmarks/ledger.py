@@ -71,7 +71,7 @@ async def _round(accounts: Accounts, secret: str, name: str, requests: int) -> t
         for number in range(first, first + _TURN):
             caller = await accounts.authenticate(secret)
             with accounts.admit(caller) as admission:
-                admission.charge(900)
+                await admission.charge(900)
                 reservation = await accounts.ledger.reserve(
                     caller,
                     request_id=f"{name}-{number}",

@@ -14,6 +14,7 @@ from moonbase.store.database import Database, database_url
 from moonbase.store.migrate import migrate
 
 _POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
+_REDIS = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,6 +56,18 @@ async def database(url: URL) -> AsyncIterator[Database]:
     await migrate(url)
     async with Database(url) as database:
         yield database
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """A Redis that answers; others may be using it."""
+    redis = pytest.importorskip("redis", reason="Redis left out: install moonbase[redis]")
+    try:
+        with redis.Redis.from_url(_REDIS, socket_connect_timeout=2) as client:
+            client.ping()
+    except redis.RedisError:
+        pytest.skip("Redis left out: no server answers; start one or set TEST_REDIS_URL")
+    return _REDIS
 
 
 async def _execute(server: URL, statement: str) -> None:

@@ -51,6 +51,7 @@ FormatName = Literal[
 Mode = Literal["lenient", "strict"]
 Currency = Literal["USD", "CNY"]
 Durability = Literal["process", "disk"]
+WithoutRedis = Literal["local", "refuse"]
 
 
 def _d(text: str) -> Meta:
@@ -170,6 +171,17 @@ class BillingSettings(_Section, frozen=True):
     ] = "process"
 
 
+class LimitsSettings(_Section, frozen=True):
+    redis_url: Annotated[
+        str | None,
+        _d("Redis in which several processes count requests and tokens together; by default each counts alone."),
+    ] = None
+    without_redis: Annotated[
+        WithoutRedis,
+        _d("While Redis is away, each process counts alone (`local`), or what has limits is answered 503 (`refuse`)."),
+    ] = "local"
+
+
 class MetricsSettings(_Section, frozen=True):
     host: Annotated[str, _d("Address of the metrics listener.")] = "127.0.0.1"
     port: Annotated[Port | None, _d("Port of the metrics listener; none by default.")] = None
@@ -205,6 +217,7 @@ class Settings(_Section, frozen=True):
     chaos: ChaosSettings = ChaosSettings()
     database: DatabaseSettings = DatabaseSettings()
     billing: BillingSettings = BillingSettings()
+    limits: LimitsSettings = LimitsSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     models: Annotated[dict[str, ModelOverride], _d("Public model ids to add or change.")] = field(default_factory=dict)

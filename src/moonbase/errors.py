@@ -10,6 +10,7 @@
     ├── BackupFailed                    a copy of the database could not be made
     ├── EndpointFailed                  a server that we are a client of refused or failed
     ├── UpstreamFailed                  a response of an upstream did not come or broke off
+    ├── CountersAway                    Redis does not count; each process does alone, or LimitsUnavailable
     └── ApiError                        an answer to a client: status, type, sentence
         ├── InvalidRequest              400  invalid_request_error
         │   ├── WrongType               400  a JSON value of the wrong kind
@@ -34,6 +35,7 @@
         ├── InvalidOutput               500  unexpected_output             the model broke its constraint
         ├── EngineUnavailable           503  server_unavailable            Retry-After
         ├── DatabaseUnavailable         503  server_unavailable            Retry-After; the cause says why
+        ├── LimitsUnavailable           503  server_unavailable            Retry-After
         └── GenerationTimeout           504  server_unavailable            first token, idle or total limit
 
 A leaf carries data and builds the service's sentence from it (moonshot-api.md 9.3). It knows no
@@ -88,6 +90,10 @@ class UpstreamFailed(MoonbaseError):
         super().__init__(reason)
         self.reason = reason
         self.began = began
+
+
+class CountersAway(MoonbaseError):
+    """Redis cannot be reached or refuses. `__cause__` is the driver's error."""
 
 
 class ApiError(MoonbaseError):
@@ -329,6 +335,17 @@ class DatabaseUnavailable(ApiError):
 
     def __init__(self, retry_after: int = 5) -> None:
         super().__init__("The database is not available, please try again later")
+        self.retry_after = retry_after
+
+
+class LimitsUnavailable(ApiError):
+    """Nobody can say whether a limit is reached, and the operator wants no guesses."""
+
+    status = 503
+    type = "server_unavailable"
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__("The rate limits cannot be checked, please try again later")
         self.retry_after = retry_after
 
 

@@ -81,6 +81,8 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.without_redis = 0
+        """Requests whose limits were to be counted in Redis while it was away."""
         self._models: dict[str, ModelMetrics] = {}
         self._responses: dict[int, int] = {}
         self._gauges: list[tuple[str, str, str, Callable[[], float]]] = []
@@ -109,6 +111,11 @@ class Metrics(Collector):
         for status, count in list(self._responses.items()):
             responses.add_metric([str(status)], count)
         yield responses
+        yield CounterMetricFamily(
+            "moonbase_limits_without_redis",
+            "Requests with limits that came while Redis was away.",
+            value=self.without_redis,
+        )
         ttft = HistogramMetricFamily(
             "moonbase_time_to_first_token_seconds", "Arrival to first output.", labels=["model"]
         )

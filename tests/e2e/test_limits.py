@@ -3,13 +3,15 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import URL
 from tests.e2e.conftest import StartServer
-from tests.e2e.payers import prepaid_key
+from tests.e2e.payers import ask_at_once, prepaid_key
 from tests.e2e.prompts import prompt_tokens
-from tests.e2e.server import CHAT, K2, Reply, Server, chat_body, user
+from tests.e2e.server import CHAT, K2, Reply, Server, chat_body, eventually, user
+from tests.redis_child import RedisChild
 
 from moonbase.store.database import database_url
 from moonbase.store.records import Limits
@@ -21,8 +23,19 @@ PATHS = [CHAT, "/anthropic/v1/messages", "/v1/messages"]
 
 
 @pytest.fixture(scope="module")
-def limited(start_module_server: StartServer) -> Server:
-    return start_module_server("--set", "echo.delay=0.01")
+def redis() -> Iterator[RedisChild]:
+    pytest.importorskip("redis", reason="Redis left out: install moonbase[redis]")
+    with RedisChild() as child:
+        yield child
+
+
+@pytest.fixture(scope="module", params=["memory", "redis"])
+def limited(request: pytest.FixtureRequest, start_module_server: StartServer) -> Server:
+    """A server that counts in memory, and one that does in Redis."""
+    options = ["--set", "echo.delay=0.01"]
+    if request.param == "redis":
+        options += ["--set", f"limits.redis_url={request.getfixturevalue('redis').url}"]
+    return start_module_server(*options)
 
 
 @pytest.fixture
@@ -42,10 +55,12 @@ def _body(**fields: object) -> bytes:
 
 
 def _assert_refused(reply: Reply, sentence: str) -> None:
+    """It is exactly the service's answer."""
+    account = rb"Your account org-[a-z0-9-]+\\u003cak-[a-z0-9]{20}\\u003e request reached "
+    body = rb'\{"error":\{"message":"%b%b","type":"rate_limit_reached_error"\}\}'
     assert reply.status == 429
-    account = r"Your account org-[a-z0-9-]+<ak-[a-z0-9]{20}> request reached "
-    assert re.fullmatch(account + re.escape(sentence), reply.json["error"]["message"])
-    assert reply.json["error"]["type"] == "rate_limit_reached_error"
+    assert re.fullmatch(body % (account, re.escape(sentence.encode())), reply.body), reply.body
+    assert reply.header("content-type") == "application/json; charset=utf-8"
     assert [reply.header(name) for name in ("retry-after", "x-retry-after", "msh-cooldown-seconds")] == ["1"] * 3
     assert reply.header("msh-org-id") is not None
 
@@ -63,23 +78,25 @@ def test_requests_a_minute(limited: Server, url: URL, path: str, stream: bool) -
     assert limited.get("/v1/models", key=key).status == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", PATHS)
-def test_tokens_are_counted_with_all_the_output_that_may_come(limited: Server, url: URL, path: str) -> None:
-    key = prepaid_key(
-        url, f"org-tokens{PATHS.index(path)}", limits=Limits(tpd=TOKENS), project_limits=Limits(tpm=2 * TOKENS)
-    )
+def test_tokens_are_counted_with_all_the_output_that_may_come(
+    limited: Server, url: URL, path: str, stream: bool
+) -> None:
+    name = f"org-tokens{PATHS.index(path)}{int(stream)}"
+    key = prepaid_key(url, name, limits=Limits(tpd=TOKENS), project_limits=Limits(tpm=2 * TOKENS))
     more = MAX_TOKENS + TOKENS
     _assert_refused(
-        limited.post(_body(max_tokens=more + 1), path, key=key),
+        limited.post(_body(max_tokens=more + 1, stream=stream), path, key=key),
         f"project TPM rate limit, current: {2 * TOKENS + 1}, limit: {2 * TOKENS}, please try again after 1 seconds",
     )
     _assert_refused(
-        limited.post(_body(max_tokens=more), path, key=key),
+        limited.post(_body(max_tokens=more, stream=stream), path, key=key),
         f"organization TPD rate limit, current:{2 * TOKENS}, limit:{TOKENS}",
     )
-    assert limited.post(_body(), path, key=key).status == 200
+    assert limited.post(_body(stream=stream), path, key=key).status == 200
     _assert_refused(
-        limited.post(_body(max_tokens=1), path, key=key),
+        limited.post(_body(max_tokens=1, stream=stream), path, key=key),
         f"organization TPD rate limit, current:{2 * TOKENS - MAX_TOKENS + 1}, limit:{TOKENS}",
     )
 
@@ -92,15 +109,15 @@ def test_every_choice_counts_its_output(limited: Server, url: URL) -> None:
     )
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", PATHS)
-def test_open_requests(limited: Server, url: URL, path: str) -> None:
-    key = prepaid_key(url, f"org-open{PATHS.index(path)}", key_limits=Limits(concurrency=1))
+def test_open_requests(limited: Server, url: URL, path: str, stream: bool) -> None:
+    key = prepaid_key(url, f"org-open{PATHS.index(path)}{int(stream)}", key_limits=Limits(concurrency=1))
     body = chat_body("word " * 200, stream=True, max_tokens=300)
     with limited.streaming(body, key=key) as answer:
         answer.read(1)
-        _assert_refused(
-            limited.post(_body(), path, key=key), "key max concurrency: 1, please try again after 1 seconds"
-        )
+        refused = limited.post(_body(stream=stream), path, key=key)
+        _assert_refused(refused, "key max concurrency: 1, please try again after 1 seconds")
     deadline = time.monotonic() + 5
     while limited.post(_body(), path, key=key).status != 200:  # the one that was left has given its place back
         assert time.monotonic() < deadline
@@ -116,3 +133,61 @@ def test_a_prepaid_organization_has_the_limits_of_its_tier(limited: Server, url:
     most = 5 * 200_000
     statuses = [limited.post(_body(n=5, max_tokens=200_000), key=key).status for _ in range(6)]
     assert statuses == [200] * (5_000_000 // most - 1) + [429] * (6 - 5_000_000 // most + 1)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_other_errors_have_no_cooldown(limited: Server, path: str) -> None:
+    reply = limited.post(b"{", path)
+    assert (reply.status, reply.header("retry-after"), reply.header("x-retry-after")) == (400, None, None)
+    assert reply.header("msh-cooldown-seconds") is None
+
+
+@pytest.mark.parametrize("text", ["", "{"])
+def test_a_request_asks_redis_once_at_most(start_server: StartServer, redis: RedisChild, text: str) -> None:
+    server = start_server("--set", f"limits.redis_url={redis.url}")
+    limits = Limits(concurrency=5, rpm=1_000, tpm=1_000_000)
+    key = prepaid_key(database_url(None, server.home), f"org-once{len(text)}", limits=limits)
+    before = redis.calls("evalsha")
+    for _ in range(20):
+        assert server.post(text.encode() or _body(), key=key).status == (400 if text else 200)
+    assert server.chat(TEXT, max_tokens=1).status == 200  # has no limits
+    assert 0 < redis.calls("evalsha") - before <= 20
+
+
+def test_processes_that_share_a_redis_let_exactly_the_limit_through(
+    start_server: StartServer, redis: RedisChild
+) -> None:
+    first = start_server("--set", f"limits.redis_url={redis.url}")
+    url = database_url(None, first.home)
+    options = ("--set", f"limits.redis_url={redis.url}", "--set", f"database.url=sqlite:///{url.database}")
+    servers = [first, start_server(*options), start_server(*options)]
+    key = prepaid_key(url, "org-three", limits=Limits(rpm=100))
+    endings = ask_at_once([server.port for server in servers], _body(max_tokens=1), key, 300)
+    assert endings == {(200, ""): 100, (429, "rate_limit_reached_error"): 200}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_without_redis_a_process_counts_alone(start_server: StartServer, path: str) -> None:
+    with RedisChild() as redis:
+        server = start_server("--set", f"limits.redis_url={redis.url}", "--set", "metrics.token=m")
+        key = prepaid_key(database_url(None, server.home), "org-alone", limits=Limits(rpm=2))
+        assert server.post(_body(), path, key=key).status == 200
+        redis.kill()
+        assert [server.post(_body(), path, key=key).status for _ in range(3)] == [200, 200, 429]
+        metrics = server.get("/metrics", key="m").body
+        assert b"moonbase_limits_without_redis_total 3.0" in metrics
+        told = [line for line in server.log if "Redis is away" in line["message"]]
+        assert len(told) == 1
+        redis.start()
+        eventually(lambda: [line for line in server.log if line["message"] == "Redis counts again"])
+
+
+def test_without_redis_requests_may_be_refused(start_server: StartServer) -> None:
+    options = ("--set", "limits.redis_url=redis://127.0.0.1:1/0", "--set", "limits.without_redis=refuse")
+    server = start_server(*options)
+    key = prepaid_key(database_url(None, server.home), "org-refused", limits=Limits(rpm=2))
+    reply = server.post(_body(), key=key)
+    assert (reply.status, reply.header("retry-after"), reply.header("x-retry-after")) == (503, "1", None)
+    message = "The rate limits cannot be checked, please try again later"
+    assert reply.json == {"error": {"message": message, "type": "server_unavailable"}}
+    assert server.chat(TEXT, max_tokens=1).status == 200  # has no limits

@@ -8,7 +8,8 @@ from moonbase.accounts.authentication import Authenticator
 from moonbase.accounts.changes import Changes, milliseconds
 from moonbase.accounts.keys import Keys
 from moonbase.accounts.ledger import Ledger
-from moonbase.accounts.limits import Admission, Limiter
+from moonbase.accounts.limits import Admission, Counters, Limiter
+from moonbase.accounts.local_counters import LocalCounters
 from moonbase.accounts.prices import Prices
 from moonbase.accounts.usage import UsageReports
 from moonbase.config import Currency, Durability
@@ -53,11 +54,15 @@ class Accounts:
         clock: Callable[[], int] = milliseconds,
         durability: Durability = "process",
         grace: float = 60.0,
+        counters: Counters | None = None,
     ) -> None:
-        """`clock` gives milliseconds since the epoch, UTC. `database` is open and stays its owner's."""
+        """`clock` gives milliseconds since the epoch, UTC. `database` is open and stays its owner's.
+
+        Limits are counted in `counters`, by default in memory.
+        """
         self._authenticator = Authenticator(database, clock=clock, grace=grace)
         self.keys = Keys(Changes(database, "moonbase", clock), currency=currency, models=(), on_changed=self.forget)
-        self._limiter = Limiter(clock=clock)
+        self._limiter = Limiter(counters or LocalCounters(clock=clock))
         self.prices = Prices(database)
         self.ledger = Ledger(database, spools, clock=clock, durability=durability)
         self._stack = AsyncExitStack()
@@ -84,7 +89,10 @@ class Accounts:
         return caller
 
     def admit(self, caller: Caller) -> Admission:
-        """Count a request and take a place for it; use the admission as a context manager. Raises `RateLimited`."""
+        """Count a request and take a place for it; use the admission as a context manager.
+
+        Raises `RateLimited`, and `LimitsUnavailable` when nobody can say.
+        """
         return self._limiter.admit(caller)
 
     def forget(self, key_id: str) -> None:

@@ -5,9 +5,8 @@ in UTC. Tokens are counted when a request is admitted, its prompt and all the ou
 not given back.
 """
 
-from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Literal, Protocol, Self
 
 from msgspec import Struct
 
@@ -15,9 +14,9 @@ from moonbase.accounts.tiers import organization_limits
 from moonbase.errors import LimitKind, LimitScope, RateLimited
 from moonbase.store.records import Caller, Limits
 
-_MINUTE_MS = 60_000
-_DAY_MS = 86_400_000
 _REMEMBERED = 16_384  # callers whose bounds are kept
+
+Phase = Literal["entered", "asked", "charged", "left"]
 
 
 class Bound(Struct, frozen=True):
@@ -30,10 +29,11 @@ class Bound(Struct, frozen=True):
 
 
 class Bounds(Struct, frozen=True):
-    """All that holds for a caller: what its entry takes, and what its tokens take."""
+    """All that holds for a caller: what its entry takes, and what its tokens take. `limited` if there is any."""
 
     entry: tuple[Bound, ...]
     tokens: tuple[Bound, ...]
+    limited: bool
 
 
 def bounds(caller: Caller) -> Bounds:
@@ -48,7 +48,9 @@ def bounds(caller: Caller) -> Bounds:
         found = [(scope, owner, getattr(limits, name)) for scope, owner, limits in scopes]
         return [Bound(scope, owner, kind, limit) for scope, owner, limit in found if limit is not None]
 
-    return Bounds((*of("concurrency", "concurrency"), *of("RPM", "rpm")), (*of("TPM", "tpm"), *of("TPD", "tpd")))
+    entry = (*of("concurrency", "concurrency"), *of("RPM", "rpm"))
+    tokens = (*of("TPM", "tpm"), *of("TPD", "tpd"))
+    return Bounds(entry, tokens, bool(entry or tokens))
 
 
 def exceeds(bound: Bound, current: int, amount: int) -> bool:
@@ -56,62 +58,36 @@ def exceeds(bound: Bound, current: int, amount: int) -> bool:
     return current + amount > bound.limit
 
 
-class Counters:
-    """What has been counted in this process, by the owner and kind of a limit.
+class Counters(Protocol):
+    """Where admissions are counted."""
 
-    It forgets a window when the next one begins, so it holds no more than those who asked in this minute and day.
-    """
+    def enter(self, admission: "Admission") -> None:
+        """Begin to count a request. Raises `RateLimited` as far as it can be known without waiting."""
 
-    def __init__(self, *, clock: Callable[[], int]) -> None:
-        """`clock` gives milliseconds since the epoch, UTC. A clock set back does not bring a window back."""
-        self._clock = clock
-        self._minute = self._day = 0
-        self._counts: dict[LimitKind, dict[str, int]] = {"concurrency": {}, "RPM": {}, "TPM": {}, "TPD": {}}
+    async def charge(self, admission: "Admission", tokens: int) -> None:
+        """Count the tokens, and whatever `enter` could not.
 
-    def take(self, wanted: tuple[Bound, ...], amount: int) -> tuple[Bound, int] | None:
-        """Count `amount` for all that is `wanted`, or nothing: then the first limit in the way and what it would be."""
-        self._turn()
-        counts = self._counts
-        for bound in wanted:
-            current = counts[bound.kind].get(bound.id, 0)
-            if exceeds(bound, current, amount):
-                return bound, current + amount
-        for bound in wanted:
-            owners = counts[bound.kind]
-            owners[bound.id] = owners.get(bound.id, 0) + amount
-        return None
+        Raises `RateLimited`, and then nothing of the request is counted any more.
+        """
 
-    def leave(self, taken: tuple[Bound, ...]) -> None:
-        """A request is over: it is open no more."""
-        open_requests = self._counts["concurrency"]
-        for bound in taken:
-            if bound.kind == "concurrency":
-                left = open_requests[bound.id] - 1
-                if left:
-                    open_requests[bound.id] = left
-                else:
-                    del open_requests[bound.id]
-
-    def _turn(self) -> None:
-        now = self._clock()
-        if now // _MINUTE_MS > self._minute:
-            self._minute = now // _MINUTE_MS
-            self._counts["RPM"] = {}
-            self._counts["TPM"] = {}
-        if now // _DAY_MS > self._day:
-            self._day = now // _DAY_MS
-            self._counts["TPD"] = {}
+    def leave(self, admission: "Admission") -> None:
+        """The request is over: it is open no more. One that was never charged stays counted as a request."""
 
 
 class Admission:
-    """A request of `caller` that was let in. Leaving gives back the place that it occupied."""
+    """A request of `caller` that was let in. Leaving gives back the place that it occupied.
 
-    __slots__ = ("_bounds", "_counters", "caller")
+    `phase`, `minute` and `counters`, where the request is counted, are for `counters` to keep.
+    """
 
-    def __init__(self, caller: Caller, counters: Counters, held: Bounds) -> None:
+    __slots__ = ("bounds", "caller", "counters", "minute", "phase")
+
+    def __init__(self, caller: Caller, bounds: Bounds, counters: Counters) -> None:
         self.caller = caller
-        self._counters = counters
-        self._bounds = held
+        self.bounds = bounds
+        self.counters = counters
+        self.phase: Phase = "entered"
+        self.minute = 0
 
     def __enter__(self) -> Self:
         return self
@@ -119,29 +95,45 @@ class Admission:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._counters.leave(self._bounds.entry)
+        if self.bounds.limited:
+            self.counters.leave(self)
 
-    def charge(self, tokens: int) -> None:
-        """Count the tokens that the request may use. Raises `RateLimited`, and then counts none."""
-        refused = self._counters.take(self._bounds.tokens, tokens)
-        if refused is not None:
-            raise _refusal(self.caller, *refused)
+    async def charge(self, tokens: int) -> None:
+        """Count the tokens that the request may use. Call it once, before anything is run.
+
+        Raises `RateLimited`, and then nothing of the request is counted; `LimitsUnavailable` when nobody can say.
+        """
+        if self.bounds.limited:
+            await self.counters.charge(self, tokens)
+
+    def refusal(self, bound: Bound, current: int) -> RateLimited:
+        """`current` is what the count would be with this request."""
+        return RateLimited(
+            self.caller.organization_id,
+            self.caller.key_id,
+            scope=bound.scope,
+            kind=bound.kind,
+            current=current,
+            limit=bound.limit,
+        )
 
 
 class Limiter:
     """Admits callers within their limits."""
 
-    def __init__(self, *, clock: Callable[[], int]) -> None:
-        self._counters = Counters(clock=clock)
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
         self._bounds: dict[str, tuple[Caller, Bounds]] = {}
 
     def admit(self, caller: Caller) -> Admission:
-        """Count a request and take a place for it; use the admission as a context manager. Raises `RateLimited`."""
-        held = self._of(caller)
-        refused = self._counters.take(held.entry, 1)
-        if refused is not None:
-            raise _refusal(caller, *refused)
-        return Admission(caller, self._counters, held)
+        """Count a request and take a place for it; use the admission as a context manager.
+
+        Raises `RateLimited`, and `LimitsUnavailable` when nobody can say.
+        """
+        admission = Admission(caller, self._of(caller), self.counters)
+        if admission.bounds.limited:
+            self.counters.enter(admission)
+        return admission
 
     def _of(self, caller: Caller) -> Bounds:
         known = self._bounds.get(caller.key_id)
@@ -152,9 +144,3 @@ class Limiter:
         held = bounds(caller)
         self._bounds[caller.key_id] = caller, held
         return held
-
-
-def _refusal(caller: Caller, bound: Bound, current: int) -> RateLimited:
-    return RateLimited(
-        caller.organization_id, caller.key_id, scope=bound.scope, kind=bound.kind, current=current, limit=bound.limit
-    )

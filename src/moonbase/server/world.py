@@ -9,8 +9,11 @@ from msgspec import Struct
 from starlette.types import ASGIApp
 
 from moonbase.accounts.accounts import Accounts
+from moonbase.accounts.changes import milliseconds
+from moonbase.accounts.limits import Counters
+from moonbase.accounts.shared_counters import SharedCounters
 from moonbase.catalog.catalog import Catalog, load_catalog
-from moonbase.config import Settings
+from moonbase.config import LimitsSettings, Settings
 from moonbase.dialects.anthropic.dialect import MESSAGES, Anthropic
 from moonbase.dialects.openai.dialect import OpenAI
 from moonbase.router.deployment import Deployment
@@ -23,6 +26,7 @@ from moonbase.service.chat import ChatService
 from moonbase.service.ids import Ids
 from moonbase.store.database import Database, database_url, spool_folder
 from moonbase.store.migrate import migrate
+from moonbase.store.shared_counters import SharedStore
 from moonbase.telemetry import Metrics
 
 
@@ -52,6 +56,7 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
                 currency=settings.billing.currency,
                 durability=settings.billing.durability,
                 grace=settings.database.grace,
+                counters=await _open_counters(settings.limits, metrics, stack),
             )
         )
         router = await _start_deployments(settings, catalog, cache, stack)
@@ -85,6 +90,16 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
         if settings.metrics.token is not None:
             routes.append(Served("GET", "/metrics", operations.metrics, openai))
         yield World(build_app(settings, routes, openai, metrics, ids), router, first_key)
+
+
+async def _open_counters(settings: LimitsSettings, metrics: Metrics, stack: AsyncExitStack) -> Counters | None:
+    """The counters that processes share, None where there are none; `stack` closes them."""
+    if settings.redis_url is None:
+        return None
+    counters = SharedCounters(
+        SharedStore(settings.redis_url), clock=milliseconds, metrics=metrics, without_redis=settings.without_redis
+    )
+    return await stack.enter_async_context(counters)
 
 
 async def _start_deployments(settings: Settings, catalog: Catalog, cache: Path, stack: AsyncExitStack) -> Router:

@@ -186,7 +186,7 @@ class ChatService:
             demand.adapted.append(f"system.removed_lines={removed}")
         prompt = await deployment.prepare(request, conversation, caller.organization_id)
         max_tokens = self._output_limit(request, model, deployment, prompt, demand.adapted)
-        admission.charge(prompt.tokens + max_tokens * sampling.n)
+        await admission.charge(prompt.tokens + max_tokens * sampling.n)
         billed = model.tier_for(prompt.tokens + max_tokens)
         today = datetime.fromtimestamp(arrival.at / 1000, UTC).date()
         with (
