@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 from tests.redis_child import RedisChild
 
-from moonbase.accounts.keys import milliseconds
+from moonbase.accounts.changes import milliseconds
 from moonbase.accounts.limits import Admission, Limiter
 from moonbase.accounts.shared_counters import SharedCounters
 from moonbase.errors import ConfigurationError, LimitsUnavailable, RateLimited

@@ -9,6 +9,7 @@ from tests.e2e.conftest import StartServer
 from tests.e2e.ledger_chaos import DELAY, Chaos
 from tests.e2e.server import Server
 
+from moonbase.store.database import database_url
 from moonbase.store.migrate import migrate
 
 
@@ -24,7 +25,9 @@ def _chaos(start_server: StartServer, url: URL, home: Path, *, streams: int, kil
     return Chaos(url, start, streams=streams, kills=kills)
 
 
-def test_killed_gateways_charge_everything_once(start_server: StartServer, url: URL, tmp_path: Path) -> None:
+def test_killed_gateways_charge_everything_once(start_server: StartServer, tmp_path: Path) -> None:
+    """On SQLite; on both kinds with `--full`."""
+    url = database_url(None, tmp_path / "home")
     report = _chaos(start_server, url, tmp_path / "home", streams=40, kills=2).run()
     assert report.finished > 10
     assert report.interrupted > 10
