@@ -9,6 +9,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy import URL, text
@@ -117,6 +118,8 @@ class Chaos:
                 pass
             finally:
                 writer.close()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Server) -> None:
         max_tokens = self._random.randint(10, MOST_TOKENS)

@@ -88,6 +88,7 @@ def ask_at_once(ports: Sequence[int], body: bytes, key: str, count: int) -> Coun
         writer.write(head.encode() + body)
         answer, _, content = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
+        await writer.wait_closed()
         status = int(answer.split(b" ", 2)[1])
         return status, "" if status == 200 else json.loads(content)["error"]["type"]
 
