@@ -165,7 +165,8 @@ def _queries(keys: list[_Used]) -> dict[str, dict[str, Any]]:
         queries[f"by {group}, 30 days, all"] = {"group_by": [group], **month}
         queries[f"by {group}, 90 days, an organization"] = {"group_by": [group], **everything, **large}
     queries["by day and model, 90 days, all"] = {"group_by": ["day", "model"], **everything}
-    queries["by day and organization, 90 days, all"] = {"group_by": ["day", "organization"], **everything}
+    queries["by day and organization, 30 days, all"] = {"group_by": ["day", "organization"], **month}
+    queries["by day and key, 90 days, an organization"] = {"group_by": ["day", "key"], **everything, **large}
     queries["by day and key, 7 days, all"] = {"group_by": ["day", "key"], **week}
     queries["by day, 90 days, a key"] = {"group_by": ["day"], **everything, "key_id": keys[0].key_id}
     queries["by day, 90 days, a model"] = {"group_by": ["day"], **everything, "model": _MODELS[0]}

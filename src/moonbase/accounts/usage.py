@@ -15,7 +15,7 @@ from moonbase.store.records import UsageRecord, UsageSums
 from moonbase.store.rollups import DAY_MS, Group, UsageQuery, sum_usage
 from moonbase.store.usage import read_usage
 
-_MOST_ROWS = 10_000
+_MOST_ROWS = 5_000
 _MOST_HOURS_DAYS = 7
 _DEFAULT_DAYS = 30
 

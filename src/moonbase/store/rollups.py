@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
-from sqlalchemy import Table, func, select, text
+from sqlalchemy import BigInteger, Table, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.store.records import UsageRecord, UsageSums
@@ -87,7 +87,7 @@ async def sum_usage(connection: AsyncConnection, query: UsageQuery, *, limit: in
     names = [*[_COLUMNS.get(group, group) for group in query.group_by], "currency"]
     columns = [table.c[name] for name in names]
     statement = (
-        select(*columns, *[func.sum(table.c[count]).label(count) for count in _COUNTS])
+        select(*columns, *[cast(func.sum(table.c[count]), BigInteger) for count in _COUNTS])
         .where(span >= query.start, span < query.end)
         .group_by(*columns)
         .order_by(*columns)
@@ -97,10 +97,8 @@ async def sum_usage(connection: AsyncConnection, query: UsageQuery, *, limit: in
         value = getattr(query, name)
         if value is not None:
             statement = statement.where(table.c[name] == value)
-    return [
-        UsageSums(**{**row, **{count: int(row[count]) for count in _COUNTS}})
-        for row in (await connection.execute(statement)).mappings()
-    ]
+    fields = [*names, *_COUNTS]
+    return [UsageSums(**dict(zip(fields, row, strict=True))) for row in await connection.execute(statement)]
 
 
 async def add_to_rollups(connection: AsyncConnection, records: Sequence[UsageRecord]) -> None:
