@@ -1,9 +1,32 @@
-"""Organizations and money for tests."""
+"""Organizations, money and usage records for tests."""
 
 from moonbase.store.database import Database
 from moonbase.store.keys import add_organization
 from moonbase.store.ledger import change_balance
-from moonbase.store.records import NO_LIMITS, Entry, Limits, Organization
+from moonbase.store.records import NO_LIMITS, Entry, Limits, Organization, UsageRecord
+
+RECORD = UsageRecord(
+    request_id="r",
+    organization_id="org-a",
+    project_id="proj-a",
+    key_id="ak-a",
+    model="m",
+    served_by="echo",
+    prompt_miss=10,
+    prompt_hit=0,
+    prompt_write=0,
+    output=64,
+    price_miss=1_000_000,
+    price_hit=500_000,
+    price_write=0,
+    price_output=3_000_000,
+    cost_nano=202,
+    currency="USD",
+    outcome="interrupted",
+    started_at=0,
+    first_token_at=None,
+    finished_at=0,
+)
 
 
 def credit(organization_id: str, *, cash: int = 0, voucher: int = 0) -> Entry:

@@ -24,6 +24,7 @@ from msgspec import structs
 from sqlalchemy import URL, text
 from tests.accounts.money import add_rich, credit
 
+from moonbase.accounts.changes import Changes
 from moonbase.accounts.ledger import Ledger, Reservation, write_off
 from moonbase.accounts.tokens import Tokens
 from moonbase.catalog.prices import Price
@@ -80,8 +81,7 @@ async def kill(ledger: Ledger) -> None:
 
 
 def _owner(task: asyncio.Task[Any]) -> object:
-    frame = task.get_coro().cr_frame  # type: ignore[union-attr]
-    return None if frame is None else frame.f_locals.get("self")
+    return next((frame.f_locals.get("self") for frame in task.get_stack(limit=1)), None)
 
 
 async def _outcomes(database: Database) -> dict[str, tuple[str, int]]:
@@ -194,16 +194,19 @@ async def test_what_a_lost_machine_had_leased_can_be_written_off_and_the_entries
     await add_rich(database, "org-a", cash=1_000)
     async with database.write() as connection:
         await take_lease(connection, "org-a", "lost", [600], have=0, now=5)
+    changes = Changes(database, "cli:me", lambda: 8)
     with pytest.raises(WriteOffRefused, match=r"no money is leased to 'other'; `moonbase ledger leases` shows"):
-        await write_off(database, tmp_path / "spool", "other", "fire", 8)
-    (lease,) = await write_off(database, tmp_path / "spool", "lost", "fire", 8)
+        await write_off(changes, tmp_path / "spool", "other", "fire")
+    (lease,) = await write_off(changes, tmp_path / "spool", "lost", "fire")
     assert lease.amount_nano == 600
     async with database.read() as connection:
         assert await list_leases(connection) == []
         assert await read_balance(connection, "org-a") == Balance(1_000, 0)
         assert await find_imbalances(connection) == []
         notes = (await connection.execute(text("SELECT note FROM entry WHERE kind = 'correction'"))).scalars().all()
+        audit = (await connection.execute(text("SELECT actor, action, target, at FROM audit"))).all()
     assert notes == ["write-off of 600 leased to lost: fire"]
+    assert [tuple(row) for row in audit] == [("cli:me", "ledger.write_off", "lost", 8)]
 
 
 async def test_what_a_process_that_lives_has_leased_cannot_be_written_off(database: Database, tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ async def test_what_a_process_that_lives_has_leased_cannot_be_written_off(databa
     async with _ledger(database, tmp_path) as ledger:
         await _reserve(ledger)
         with pytest.raises(WriteOffRefused, match="the process runs, or a server on this host takes over from it"):
-            await write_off(database, tmp_path / "spool", ledger.spool.process_id, "haste", 8)
+            await write_off(Changes(database, "cli:me"), tmp_path / "spool", ledger.spool.process_id, "haste")
 
 
 @dataclass
@@ -395,6 +398,4 @@ _SPENT = text("SELECT organization_id, SUM(cost_nano) FROM usage GROUP BY organi
 def test_whoever_dies_when_the_books_agree(url: URL, tmp_path: Path) -> None:
     asyncio.run(migrate(url))
     Books.url, Books.folder = url, tmp_path
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Books, settings=settings(max_examples=15, stateful_step_count=30, deadline=None)
-    )
+    run_state_machine_as_test(Books, settings=settings(max_examples=15, stateful_step_count=30, deadline=None))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from sqlalchemy import text
+from tests.accounts.money import RECORD
 
 from moonbase.accounts.changes import milliseconds
 from moonbase.accounts.recorder import Recorder
@@ -20,29 +21,6 @@ from moonbase.store.migrate import migrate
 from moonbase.store.records import UsageRecord
 
 pytestmark = pytest.mark.anyio
-
-RECORD = UsageRecord(
-    request_id="",
-    organization_id="org-a",
-    project_id="proj-a",
-    key_id="ak-a",
-    model="m",
-    served_by="echo",
-    prompt_miss=1,
-    prompt_hit=0,
-    prompt_write=0,
-    output=1,
-    price_miss=1,
-    price_hit=1,
-    price_write=1,
-    price_output=1,
-    cost_nano=1,
-    currency="USD",
-    outcome="stop",
-    started_at=0,
-    first_token_at=0,
-    finished_at=0,
-)
 
 
 @pytest.fixture

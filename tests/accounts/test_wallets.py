@@ -1,6 +1,7 @@
 """Leases as a process uses them: who gets money when there is little, and who asks the database how often."""
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 from msgspec.structs import replace
@@ -28,9 +29,9 @@ async def _leased(database: Database) -> dict[str, int]:
         return {each.process_id: each.amount_nano for each in await list_leases(connection)}
 
 
-async def _outcomes(*holds: object) -> list[bool]:
+async def _outcomes(*holds: Awaitable[None]) -> list[bool]:
     """Whether each got its money; nothing but a refusal may be in the way."""
-    results = await asyncio.gather(*holds, return_exceptions=True)  # type: ignore[call-overload]
+    results = await asyncio.gather(*holds, return_exceptions=True)
     assert all(result is None or isinstance(result, InsufficientBalance) for result in results), results
     return [result is None for result in results]
 

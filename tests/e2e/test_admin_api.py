@@ -11,7 +11,7 @@ from tests.e2e.conftest import StartServer
 from tests.e2e.server import K2, Reply, Server, chat_body, eventually, user
 from tests.e2e.test_every_dialect import ILL_FORMED, INCORRECT, INVALID, UNKNOWN
 
-from moonbase.server.admin import OPERATIONS
+from moonbase.server.admin_operations import OPERATIONS
 
 TABLES = ["organization", "project", "key", "balance", "entry", "usage", "usage_hour", "usage_day", "price"]
 INJECTIONS = ["' OR 1=1 --", "';DROP TABLE key;--", '"', "%", "_", "sk-' UNION SELECT secret_hash FROM key --"]

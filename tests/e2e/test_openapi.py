@@ -20,7 +20,7 @@ from tests.e2e.conftest import StartServer
 from tests.e2e.server import K2, Server, eventually
 
 from moonbase.dialects.anthropic.dialect import MESSAGES
-from moonbase.server.admin import OPERATIONS, Operation
+from moonbase.server.admin_operations import OPERATIONS, Operation
 
 POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 

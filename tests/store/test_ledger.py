@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 from sqlalchemy import text
+from tests.accounts import money
 from tests.accounts.money import add_rich, credit
 
 from moonbase.errors import BalanceTooLow
@@ -22,26 +23,19 @@ from moonbase.store.records import Balance, UsageRecord
 
 pytestmark = pytest.mark.anyio
 
-RECORD = UsageRecord(
-    request_id="r",
-    organization_id="org-a",
-    project_id="proj-a",
-    key_id="ak-a",
+RECORD = replace(
+    money.RECORD,
     model="kimi-k2-0905-preview",
-    served_by="echo",
     prompt_miss=1,
     prompt_hit=2,
     prompt_write=3,
     output=4,
     price_miss=600_000_000,
     price_hit=150_000_000,
-    price_write=0,
     price_output=2_500_000_000,
     cost_nano=10**15,
-    currency="USD",
     outcome="stop",
     started_at=1_795_000_000_000,
-    first_token_at=None,
     finished_at=1_795_000_000_500,
 )
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from moonbase.accounts.changes import Changes
 from moonbase.accounts.pricing import cost, worst_case
 from moonbase.accounts.recorder import Recorder, charge_all
 from moonbase.accounts.spool import LeftSpool, Spool, left_spools
@@ -337,18 +338,18 @@ class _GroupSync:
             log.error("the spool cannot be brought to the disk: %s", error)
 
 
-async def write_off(database: Database, spools: Path, process_id: str, note: str, now: int) -> list[Lease]:
+async def write_off(changes: Changes, spools: Path, process_id: str, note: str) -> list[Lease]:
     """Give back the leases of a process whose spool is lost with its machine, and return them.
 
     What the process had served and not yet recorded is charged to nobody; an entry of each organization says so, with
-    `note`. Raises `WriteOffRefused`, and `DatabaseUnavailable`.
+    `note`, and the audit log. Raises `WriteOffRefused`, and `DatabaseUnavailable`.
     """
     if (spools / process_id).exists():
         raise WriteOffRefused(
             f"the spool of {process_id} is in {spools}: the process runs, or a server on this host takes over from it"
         )
-    async with database.write() as connection:
-        leases = await return_leases(connection, process_id, now)
+    async with changes.begin() as change:
+        leases = await return_leases(change.connection, process_id, change.now)
         if not leases:
             raise WriteOffRefused(f"no money is leased to {process_id!r}; `moonbase ledger leases` shows who has some")
         for lease in sorted(leases, key=lambda lease: lease.organization_id):
@@ -358,9 +359,10 @@ async def write_off(database: Database, spools: Path, process_id: str, note: str
                 cash_nano=0,
                 voucher_nano=0,
                 note=f"write-off of {lease.amount_nano} leased to {process_id}: {note}",
-                created_at=now,
+                created_at=change.now,
             )
-            await change_balance(connection, entry)
+            await change_balance(change.connection, entry)
+        await change.audit("ledger.write_off", process_id, {"note": note, "leases": leases})
     return leases
 
 

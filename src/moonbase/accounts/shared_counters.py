@@ -289,12 +289,14 @@ class SharedCounters:
 
     def _lost(self, error: Exception) -> None:
         """Once for an outage it is in the log."""
-        if not isinstance(error, CountersAway):
-            log.error("counting in Redis failed", exc_info=error)
-        elif not self.away:
+        if self.away:
+            return
+        self.away = True
+        if isinstance(error, CountersAway):
             alone = "each process counts alone" if self._without_redis == "local" else "requests are refused"
             log.warning("Redis is away (%s); until it is back %s", type(error.__cause__).__name__, alone)
-        self.away = True
+        else:
+            log.error("counting in Redis failed", exc_info=error)
 
 
 if TYPE_CHECKING:

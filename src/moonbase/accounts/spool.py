@@ -117,8 +117,8 @@ class Spool:
         self._marks.pop(record.request_id, None)
         try:
             self._append(_Settled(record))
-        except OverflowError as error:
-            raise ValueError(str(error)) from error
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise ValueError(f"no database can hold it: {error}") from error
         self._segments[-1].owed += 1
 
     def begin(self, record: UsageRecord) -> None:

@@ -34,7 +34,7 @@ def administer(config_file: Path | None, use: "Callable[[Administration], Awaita
 
     async def run(database: "Database", settings: "Settings") -> T:
         catalog = load_catalog(settings.models)
-        return await use(Administration(database, _actor(), catalog, currency=settings.billing.currency))
+        return await use(Administration(database, actor(), catalog, currency=settings.billing.currency))
 
     return with_database(config_file, run)
 
@@ -77,7 +77,8 @@ def _cap(name: str, text: str) -> int | None:
     return int(text)
 
 
-def _actor() -> str:
+def actor() -> str:
+    """Who runs this command, for the audit log."""
     import getpass
     import os
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moonbase.cli.administration import actor
 from moonbase.cli.database import with_database
 from moonbase.cli.options import ConfigOption
 
@@ -63,12 +64,12 @@ def write_off(
     """
     from moonbase import config
     from moonbase.accounts import ledger
-    from moonbase.accounts.changes import milliseconds
+    from moonbase.accounts.changes import Changes
     from moonbase.store.database import spool_folder
 
     async def run(database: "Database", _: "Settings") -> "list[Lease]":
         spools = spool_folder(database.url, config.home())
-        return await ledger.write_off(database, spools, process_id, note, milliseconds())
+        return await ledger.write_off(Changes(database, actor()), spools, process_id, note)
 
     for each in with_database(config_file, run):
         typer.echo(f"Gave {each.amount_nano} nano-units back to {each.organization_id}.", err=True)

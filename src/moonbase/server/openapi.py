@@ -9,7 +9,7 @@ from moonbase import __version__
 from moonbase.dialects.anthropic.decode import CountTokensRequest, MessagesRequest
 from moonbase.dialects.anthropic.dialect import MESSAGES
 from moonbase.dialects.openai.decode import ChatCompletionRequest, EstimateRequest
-from moonbase.server.admin import OPERATIONS
+from moonbase.server.admin_operations import OPERATIONS
 from moonbase.server.query import UsageParameters
 from moonbase.service.views import RequestUsageView, UsageView
 

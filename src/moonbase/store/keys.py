@@ -1,7 +1,7 @@
 """Statements on organizations, projects and keys. Each runs in the transaction of the given connection."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Column, RowMapping, Table, bindparam, delete, func, insert, select, update
@@ -9,6 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.store.records import Caller, Key, Limits, Organization, Project
 from moonbase.store.tables import balance, entry, key, organization, project, usage_day
+
+R = TypeVar("R", Organization, Project, Key)
 
 _AT_ONCE = 500  # a statement's parameters are limited
 
@@ -97,13 +99,13 @@ async def find_project(connection: AsyncConnection, *, organization_name: str, p
 async def list_organizations(connection: AsyncConnection) -> list[Organization]:
     """The oldest first."""
     query = select(organization).order_by(organization.c.created_at, organization.c.id)
-    return [_organization(row) for row in (await connection.execute(query)).mappings()]
+    return [_read(Organization, row, organization) for row in (await connection.execute(query)).mappings()]
 
 
 async def find_organization(connection: AsyncConnection, organization_id: str) -> Organization | None:
     query = select(organization).where(organization.c.id == organization_id)
     row = (await connection.execute(query)).mappings().one_or_none()
-    return None if row is None else _organization(row)
+    return None if row is None else _read(Organization, row, organization)
 
 
 async def is_organization_named(connection: AsyncConnection, name: str) -> bool:
@@ -135,12 +137,12 @@ async def list_projects(connection: AsyncConnection, organization_id: str | None
     query = select(project).order_by(project.c.created_at, project.c.id)
     if organization_id is not None:
         query = query.where(project.c.organization_id == organization_id)
-    return [_project(row) for row in (await connection.execute(query)).mappings()]
+    return [_read(Project, row, project) for row in (await connection.execute(query)).mappings()]
 
 
 async def read_project(connection: AsyncConnection, project_id: str) -> Project | None:
     row = (await connection.execute(select(project).where(project.c.id == project_id))).mappings().one_or_none()
-    return None if row is None else _project(row)
+    return None if row is None else _read(Project, row, project)
 
 
 async def is_project_named(connection: AsyncConnection, organization_id: str, name: str) -> bool:
@@ -172,39 +174,25 @@ async def list_keys(
         query = query.join(project).where(project.c.organization_id == organization_id)
     if project_id is not None:
         query = query.where(key.c.project_id == project_id)
-    return [_key(row) for row in (await connection.execute(query)).mappings()]
+    return [_read(Key, row, key) for row in (await connection.execute(query)).mappings()]
 
 
 async def read_key(connection: AsyncConnection, key_id: str) -> Key | None:
     row = (await connection.execute(select(key).where(key.c.id == key_id))).mappings().one_or_none()
-    return None if row is None else _key(row)
+    return None if row is None else _read(Key, row, key)
 
 
 async def update_key(connection: AsyncConnection, row: Key) -> None:
     await connection.execute(update(key).where(key.c.id == row.id).values(_columns(row)))
 
 
-def _organization(row: RowMapping) -> Organization:
-    return Organization(
-        id=row["id"],
-        uid=row["uid"],
-        name=row["name"],
-        tier=row["tier"],
-        currency=row["currency"],
-        postpaid=row["postpaid"],
-        created_at=row["created_at"],
-        limits=Limits(*[row[column] for column in _limit_columns(organization)]),
-    )
-
-
-def _project(row: RowMapping) -> Project:
-    return Project(
-        id=row["id"],
-        organization_id=row["organization_id"],
-        name=row["name"],
-        created_at=row["created_at"],
-        limits=Limits(*[row[column] for column in _limit_columns(project)]),
-    )
+def _read(kind: type[R], row: RowMapping, table: Table) -> R:
+    """The reverse of `_columns`."""
+    values = {name: row[name] for name in kind.__struct_fields__ if name != "limits"}
+    for name in ("models", "endpoints"):
+        if values.get(name) is not None:
+            values[name] = _names(values[name])
+    return kind(**values, limits=Limits(*[row[column] for column in _limit_columns(table)]))
 
 
 def _columns(row: Organization | Project | Key) -> dict[str, Any]:
@@ -214,21 +202,6 @@ def _columns(row: Organization | Project | Key) -> dict[str, Any]:
         if columns.get(name) is not None:
             columns[name] = msgspec.json.encode(columns[name]).decode()
     return columns | {f"max_{name}": value for name, value in msgspec.structs.asdict(limits).items()}
-
-
-def _key(row: RowMapping) -> Key:
-    return Key(
-        id=row["id"],
-        project_id=row["project_id"],
-        name=row["name"],
-        hint=row["hint"],
-        created_at=row["created_at"],
-        expires_at=row["expires_at"],
-        revoked_at=row["revoked_at"],
-        models=_names(row["models"]),
-        endpoints=_names(row["endpoints"]),
-        limits=Limits(*[row[column] for column in _limit_columns(key)]),
-    )
 
 
 def _names(stored: str | None) -> tuple[str, ...] | None:
