@@ -191,24 +191,33 @@ class ServerProcess:
         *,
         load_timeout: float,
         grace: float = 10.0,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         """`begin` is asked at the beginning of each life. `probe` asks the server whether it can work; it may raise
         `UpstreamFailed` for no, and `ConfigurationError` when it is of no use.
 
-        `load_timeout` is how many seconds it has for that, `grace` what it has to end by itself.
+        `load_timeout` is how many seconds it has for that, `grace` what it has to end by itself. `changed` is called
+        when it can work, and when it has ended.
         """
         self._name = name
         self._begin = begin
         self._probe = probe
+        self._changed = changed
         self._load_timeout = load_timeout
         self._patience = grace
         self._process: asyncio.subprocess.Process | None = None
+        self._can_work = False
         self._keeper = Keeper(f"{name} server", self._life)
 
     @property
     def pid(self) -> int | None:
         """Of the process that holds the server on its leash; None while there is none."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def can_work(self) -> bool:
+        """Whether it lives, and has said in this life that it can work."""
+        return self._can_work and self.pid is not None
 
     @property
     def restarts(self) -> int:
@@ -244,18 +253,22 @@ class ServerProcess:
             ended = asyncio.ensure_future(exited(self._process))
             try:
                 async with asyncio.timeout(self._load_timeout):
-                    while not ended.done() and not await self._can_work():
+                    while not ended.done() and not await self._answers():
                         await asyncio.wait([ended], timeout=_PROBE_PAUSE)
                 if not ended.done():
+                    self._can_work = True
+                    self._changed()
                     ready()
                 await ended
             except TimeoutError:
                 raise WorkerDied(f"it was not ready within {self._load_timeout:g} s") from None
             finally:
+                self._can_work = False
+                self._changed()
                 ended.cancel()
             raise WorkerDied(ending(self._process))
 
-    async def _can_work(self) -> bool:
+    async def _answers(self) -> bool:
         try:
             return await self._probe()
         except UpstreamFailed:

@@ -1,18 +1,14 @@
-"""A server behind HTTP that an engine talks to: started here or not, and whether it can work, as it says itself."""
+"""A server behind HTTP that an engine talks to: where it is now, and whether it can work, as it says itself."""
 
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-
-from msgspec import Struct
+from collections.abc import Callable
 
 from moonbase.config import EngineSettings
 from moonbase.engines.base import GenerateRequest
-from moonbase.engines.process import Launch, ServerProcess, free_port
+from moonbase.engines.kept_server import ServerKeeper, ServerLife
 from moonbase.engines.suspects import Suspects
 from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.upstream.limits import UpstreamLimits
@@ -29,7 +25,6 @@ log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 5.0  # between two looks at a server that is ready, and the longest that it may take for an answer
 _RETRY_SECONDS = 0.5  # between two looks at one that is not
-_LOAD_SECONDS = 3600.0  # hundreds of gigabytes take their time
 _MAX_FACTS = 1024 * 1024  # bytes
 _LEAST_REQUESTS = 1024  # at once: a server at a URL may run more of them than `max_running` says
 _LOOKS = 2  # at once, at a server that is being started anew
@@ -37,29 +32,18 @@ RESTART_SECONDS = 5
 """After which clients are told to come back while a server is away."""
 
 
-class Program(Struct, frozen=True):
-    """A server that can be started here. `command` is its command line for a port of the loopback address.
-
-    It sees nothing but `environment`, and in `key_variable` a key that it has to demand of everybody.
-    """
-
-    command: Callable[[int], Sequence[str]]
-    key_variable: str
-    environment: Mapping[str, str]
-
-
 class ServerWatch:
     """Looks at a server from `start` to `close`; it makes, opens and closes the client, too.
 
     `sure` is False after a failed request until the next look: the server may be gone, so queued requests stay queued
-    meanwhile. `suspects` is told here of the deaths of a server started here. `most_requests` is how many may be under
-    way at once: looks have connections beside them, so that no crowd hides the server.
+    meanwhile. `suspects` is told here of the deaths of a server that is kept for us. `most_requests` is how many may be
+    under way at once: looks have connections beside them, so that no crowd hides the server.
     """
 
     def __init__(
         self,
         name: str,
-        server: str | Program,
+        server: str | ServerKeeper,
         settings: EngineSettings,
         *,
         facts_path: str,
@@ -68,8 +52,8 @@ class ServerWatch:
     ) -> None:
         """`learn` gets what the server says of itself at `facts_path` whenever it has become ready, and may raise
         `ConfigurationError`; `on_ready` is called after every look that found it so. Its readiness is at `/health`.
-        `server` is the URL of one that others have started, or a program: that is started here, and anew when it ends,
-        or once it could work and has then not answered for `settings.hang_timeout` seconds.
+        `server` is the URL of one that others have started, or who keeps one for us. That is told to end it when it
+        could work and has then not answered for `settings.hang_timeout` seconds.
 
         Raises `ConfigurationError` for a bad URL.
         """
@@ -84,29 +68,31 @@ class ServerWatch:
             idle_timeout=settings.total_timeout,
             max_connections=self.most_requests + _LOOKS,
         )
-        self._process: ServerProcess | None = None
         self._client: UpstreamClient | None = None
+        self._keeper: ServerKeeper | None = None
+        self._life: ServerLife | None = None
         if isinstance(server, str):
             self.url = server
             self._client = self._connected(settings.api_key)
         else:
             self.url = ""  # until it lives
-            self._process = ServerProcess(name, partial(self._begin, server), self._probe, load_timeout=_LOAD_SECONDS)
+            self._keeper = server
+            self._keeper.on_change(self.look)
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
         self._open = False
         self._heard = 0.0
         self._answered = 0.0
-        self._lives = 0
+        self._last_life = 0
         self._trouble = ""
         self._can_work = False
-        self.suspects = Suspects()
+        self.suspects = Suspects() if self._keeper is None else self._keeper.suspects
         self.sure = True
 
     @property
     def ready(self) -> bool:
         """Whether the server can work."""
-        return self._can_work and self._lives_now
+        return self._can_work and self._lives
 
     @property
     def client(self) -> UpstreamClient:
@@ -116,21 +102,22 @@ class ServerWatch:
 
     @property
     def pid(self) -> int | None:
-        """The process that holds the server started here on its leash; None while there is none."""
-        return None if self._process is None else self._process.pid
+        """The process that holds a server kept here on its leash; None while there is none."""
+        return None if self._keeper is None else self._keeper.pid
 
     async def start(self) -> None:
-        """Start the server and wait until it is ready, or look once for one that others have started.
+        """Wait for a server that is kept for us, or look once for one that others have started.
 
-        Raises `ModelFileError` when a server started here ends instead, `ConfigurationError` when what answers is no
-        such server or does not let us in.
+        Raises `ModelFileError` when the kept one ends instead, `ConfigurationError` when what answers is no such server
+        or does not let us in.
         """
         try:
-            if self._process is not None:
-                await self._process.start()
+            if self._keeper is not None:
+                await self._keeper.start()
             else:
                 await self.client.__aenter__()
                 self._open = True
+            if await self._follow():
                 await self._probe()
         except WorkerDied as error:
             raise ModelFileError(f"the {self._name} server ended before it could work: {error}") from error
@@ -139,21 +126,21 @@ class ServerWatch:
         self._task = asyncio.create_task(self._keep_looking())
 
     async def close(self) -> None:
-        """End a server started here. Idempotent."""
+        """End a server that is kept here. Idempotent."""
         self._can_work = False
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        if self._process is not None:
-            await self._process.close()
+        if self._keeper is not None:
+            await self._keeper.close()
         if self._open:
             self._open = False
             await self.client.__aexit__(None, None, None)
 
     def admit(self, request: GenerateRequest) -> None:
         """Raises `EngineUnavailable` while the server is away or loads its model, and `FatalRequest` for a request that
-        servers started here died of.
+        servers kept for us died of.
         """
         if not self.ready:
             raise EngineUnavailable(RESTART_SECONDS)
@@ -186,23 +173,27 @@ class ServerWatch:
         return UpstreamClient(self.url, headers=headers, limits=self._limits)
 
     @property
-    def _lives_now(self) -> bool:
-        """False between two lives of a server started here, when anybody may listen where it did."""
-        return self._process is None or self._process.pid is not None
-
-    async def _begin(self, program: Program) -> Launch:
-        """A life of the server begins, at a port that is free now and with a key that nobody has seen: somebody may
-        have taken the port of the last life, and been sent its key.
+    def _lives(self) -> bool:
+        """False between two lives of a server that is kept for us, when anybody may listen where it did, and in a new
+        life until `_follow`.
         """
+        return self._keeper is None or (self._life is not None and self._keeper.life == self._life)
+
+    async def _follow(self) -> bool:
+        """Talk to the server where it is now. Whether it lives."""
+        if self._keeper is None or self._lives:
+            return True
         self._can_work = False
-        port, key = free_port(), secrets.token_hex()
-        self.url = f"http://127.0.0.1:{port}"
-        before, self._client = self._client, self._connected(key)
+        self._life = self._keeper.life
+        if self._life is None:
+            return False
+        self.url = self._life.url
+        before, self._client = self._client, self._connected(self._life.key)
         await self._client.__aenter__()
         self._open = True
         if before is not None:
             await before.__aexit__(None, None, None)
-        return Launch(program.command(port), {**program.environment, program.key_variable: key}, key)
+        return True
 
     async def _keep_looking(self) -> None:
         while True:
@@ -211,7 +202,7 @@ class ServerWatch:
                     await self._look.wait()
             alarmed = self._look.is_set()
             self._look.clear()
-            if not self._lives_now:
+            if not await self._follow():
                 continue
             began = time.monotonic()
             if self.ready and not alarmed and began - self._heard < _PROBE_SECONDS:
@@ -253,8 +244,8 @@ class ServerWatch:
         return self.ready
 
     def _tell(self, trouble: str) -> None:
-        """Log why the server cannot be used, once. That one which is started here does not answer yet is no trouble."""
-        if trouble != self._trouble and (self._process is None or self.ready):
+        """Log why the server cannot be used, once. That one which is kept for us does not answer yet is no trouble."""
+        if trouble != self._trouble and (self._keeper is None or self.ready):
             log.warning("%s cannot be used: %s", self.url, trouble)
             self._trouble = trouble
 
@@ -263,24 +254,22 @@ class ServerWatch:
         if self._trouble:
             log.info("%s can be used", self.url)
         self._trouble = ""
-        lives = 0 if self._process is None else self._process.restarts
-        self.suspects.settle(died=lives != self._lives)
-        self._lives = lives
+        life = 0 if self._life is None else self._life.number
+        self.suspects.settle(died=None if life == self._last_life else self._last_life)
+        self._last_life = life
         self._answered = time.monotonic()
         self._can_work = self.sure = True
         if self._on_ready is not None:
             self._on_ready()
 
     def _missed(self, trouble: str) -> None:
-        """It did not answer, or not as one that can be used. One that loads is not hung: that it takes too long is seen
-        by who started it.
-        """
+        """It did not answer, or not as one that can be used. One that has not answered in this life is not hung."""
         self._tell(trouble)
         self._can_work = False
-        if self._process is None or self._process.restarts != self._lives:
+        if self._keeper is None or self._life is None or self._life.number != self._last_life:
             return
         silent = time.monotonic() - max(self._heard, self._answered) > self._hang_timeout
-        if silent and self._process.end_life():
+        if silent and self._keeper.end(self._life):
             log.error("the %s server has answered nothing for %g s; it is ended", self._name, self._hang_timeout)
 
     async def _get(self, path: str) -> tuple[int, bytes]:

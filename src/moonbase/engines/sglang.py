@@ -15,9 +15,9 @@ from msgspec import Struct
 from moonbase.chat.events import EngineFinish
 from moonbase.config import EngineSettings
 from moonbase.engines.base import UNREADABLE, Delta, Engine, GenerateRequest, TokenId, Tokenizer
+from moonbase.engines.kept_server import KeptServer, Program, ServerKeeper
 from moonbase.engines.openai_models import ServedModels
 from moonbase.engines.process import scrubbed
-from moonbase.engines.server_watch import Program
 from moonbase.engines.token_server import (
     BAN,
     LEAST_TOP_P,
@@ -185,20 +185,24 @@ def _refusal(status: int, message: str) -> Refusal:
     return Refusal(status, too_long=any(text in message for text in _TOO_LONG))
 
 
-def sglang_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path | None = None) -> TokenServerEngine:
-    """An SGLang server at `settings.url`, or without one a server started here for the folder `model`.
+def sglang_engine(
+    settings: EngineSettings, tokenizer: Tokenizer, model: Path | None = None, keeper: ServerKeeper | None = None
+) -> TokenServerEngine:
+    """The server at `settings.url`, or without one that of `keeper`, by default one kept here for the folder `model`.
 
-    Raises `ConfigurationError` for a bad address, and when there is neither.
+    Raises `ConfigurationError` for a bad address, and when there is no server.
     """
-    server = _program(settings, model) if settings.url is None else settings.url
+    server = settings.url or keeper or KeptServer(sglang_program(settings, model))
     return TokenServerEngine(settings, tokenizer, SglangWire(), server)
 
 
-def _program(settings: EngineSettings, model: Path | None) -> Program:
+def sglang_program(settings: EngineSettings, model: Path | None) -> Program:
+    """The server for the folder `model`. Raises `ConfigurationError` when it cannot be started."""
     folder = local_model("sglang", model)
     warn_of_code("sglang", folder, settings.arguments)
     environment = scrubbed(os.environ, ("SGLANG_", "HF_HUB_"))
-    return Program(partial(_command, python_of("sglang"), folder, settings), _KEY_VARIABLE, environment)
+    command = partial(_command, python_of("sglang"), folder, settings)
+    return Program(SglangWire.name, SglangWire.facts_path, command, _KEY_VARIABLE, environment)
 
 
 def _command(python: str, model: Path, settings: EngineSettings, port: int) -> list[str]:

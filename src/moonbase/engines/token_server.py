@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from moonbase.config import EngineSettings
 from moonbase.engines.base import UNREADABLE, Delta, EngineDescription, GenerateRequest, Generation, Tokenizer
-from moonbase.engines.server_watch import RESTART_SECONDS, Program, ServerWatch
+from moonbase.engines.kept_server import ServerKeeper
+from moonbase.engines.server_watch import RESTART_SECONDS, ServerWatch
 from moonbase.engines.structural_tag import TokenDialect
 from moonbase.engines.upstream.events import EventReader
 from moonbase.engines.upstream.exchange import Exchange, Headers
@@ -92,10 +93,10 @@ class Wire(Protocol):
 
 
 class TokenServerEngine:
-    """A server at a URL, or one that is started here for us alone and kept running."""
+    """A server at a URL, or one that is kept running for us alone."""
 
-    def __init__(self, settings: EngineSettings, tokenizer: Tokenizer, wire: Wire, server: str | Program) -> None:
-        """`tokenizer` is the one that requests are encoded with; `server` is a URL or what is to be started.
+    def __init__(self, settings: EngineSettings, tokenizer: Tokenizer, wire: Wire, server: str | ServerKeeper) -> None:
+        """`tokenizer` is the one that requests are encoded with; `server` is a URL, or who keeps the server.
 
         Raises `ConfigurationError` for a bad address.
         """
@@ -125,16 +126,16 @@ class TokenServerEngine:
 
     @property
     def url(self) -> str:
-        """Where the server is; one that is started here has another port in every life."""
+        """Where the server is; one that is kept for us has another port in every life."""
         return self._watch.url
 
     @property
     def server_pid(self) -> int | None:
-        """The process that holds the server started here on its leash; None while there is none."""
+        """The process that holds a server kept here on its leash; None while there is none."""
         return self._watch.pid
 
     async def start(self) -> None:
-        """Start the server if it is ours, and look for it. One at a URL is looked for until `close`."""
+        """Wait for the server if it is kept for us. One at a URL is looked for until `close`."""
         await self._watch.start()
 
     async def close(self) -> None:
@@ -147,7 +148,7 @@ class TokenServerEngine:
 
         Raises `EngineUnavailable` while the server is away or loads its model, `EngineOverloaded` when too many
         choices wait for their first token or too many requests are under way, and `FatalRequest` for a request that
-        servers started here died of.
+        servers kept for us died of.
         """
         self._watch.admit(request)
         suspect = self._watch.suspects.deaths(request) > 1

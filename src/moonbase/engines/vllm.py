@@ -15,9 +15,9 @@ from msgspec import Struct
 from moonbase.chat.events import EngineFinish
 from moonbase.config import EngineSettings
 from moonbase.engines.base import UNREADABLE, Delta, Engine, GenerateRequest, TokenId, Tokenizer
+from moonbase.engines.kept_server import KeptServer, Program, ServerKeeper
 from moonbase.engines.openai_models import ServedModels
 from moonbase.engines.process import scrubbed
-from moonbase.engines.server_watch import Program
 from moonbase.engines.token_server import (
     BAN,
     LEAST_TOP_P,
@@ -210,20 +210,24 @@ def _end(reason: str) -> EngineFinish | None:
             return None
 
 
-def vllm_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path | None = None) -> TokenServerEngine:
-    """A vLLM server at `settings.url`, or without one a server started here for the folder `model`.
+def vllm_engine(
+    settings: EngineSettings, tokenizer: Tokenizer, model: Path | None = None, keeper: ServerKeeper | None = None
+) -> TokenServerEngine:
+    """The server at `settings.url`, or without one that of `keeper`, by default one kept here for the folder `model`.
 
-    Raises `ConfigurationError` for a bad address, and when there is neither.
+    Raises `ConfigurationError` for a bad address, and when there is no server.
     """
-    server = _program(settings, model) if settings.url is None else settings.url
+    server = settings.url or keeper or KeptServer(vllm_program(settings, model))
     return TokenServerEngine(settings, tokenizer, VllmWire(), server)
 
 
-def _program(settings: EngineSettings, model: Path | None) -> Program:
+def vllm_program(settings: EngineSettings, model: Path | None) -> Program:
+    """The server for the folder `model`. Raises `ConfigurationError` when it cannot be started."""
     folder = local_model("vllm", model)
     warn_of_code("vllm", folder, settings.arguments)
     environment = {**scrubbed(os.environ, ("VLLM_", "HF_HUB_")), **_QUIET}
-    return Program(partial(_command, python_of("vllm"), folder, settings), "VLLM_API_KEY", environment)
+    command = partial(_command, python_of("vllm"), folder, settings)
+    return Program(VllmWire.name, VllmWire.facts_path, command, "VLLM_API_KEY", environment)
 
 
 def _command(python: str, model: Path, settings: EngineSettings, port: int) -> list[str]:

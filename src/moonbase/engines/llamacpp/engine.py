@@ -17,9 +17,10 @@ from moonbase.engines import memory
 from moonbase.engines.base import UNREADABLE, Delta, Engine, EngineDescription, GenerateRequest, Generation, Tokenizer
 from moonbase.engines.gbnf import GbnfDialect
 from moonbase.engines.gguf import GGUF
+from moonbase.engines.kept_server import KeptServer, Program, ServerKeeper
 from moonbase.engines.llamacpp import wire
 from moonbase.engines.process import scrubbed
-from moonbase.engines.server_watch import RESTART_SECONDS, Program, ServerWatch
+from moonbase.engines.server_watch import RESTART_SECONDS, ServerWatch
 from moonbase.engines.upstream.events import EventReader
 from moonbase.engines.upstream.exchange import Exchange, Headers
 from moonbase.errors import (
@@ -33,29 +34,31 @@ from moonbase.errors import (
 
 _log = logging.getLogger(__name__)
 
+_NAME = "llamacpp"
+_FACTS_PATH = "/props"
 _MAX_ANSWER = 1024 * 1024  # bytes of an answer that is no stream
 _ELEMENT_BYTES = 2  # llama.cpp keeps its cache in 16-bit floats
 
 
 class LlamaCppEngine:
-    """A `llama-server` at an address. One that is started here belongs to it."""
+    """A `llama-server` at an address, or one that is kept running for us alone."""
 
-    def __init__(self, settings: EngineSettings, tokenizer: Tokenizer, server: str | Program) -> None:
-        """`tokenizer` is the one that requests are encoded with; `server` is a URL or what is to be started.
+    def __init__(self, settings: EngineSettings, tokenizer: Tokenizer, server: str | ServerKeeper) -> None:
+        """`tokenizer` is the one that requests are encoded with; `server` is a URL, or who keeps the server.
 
         Raises `ConfigurationError` for a bad address.
         """
         self._settings = settings
         self.tokenizer = tokenizer
         self.description = EngineDescription(
-            name="llamacpp",
+            name=_NAME,
             model=settings.model or "llama-server",
             window=None,
             dialect=GbnfDialect(tokenizer),
             reports_cached=True,
         )
         self._watch = ServerWatch(
-            "llamacpp", server, settings, facts_path="/props", learn=self._learn, on_ready=self._run_next
+            _NAME, server, settings, facts_path=_FACTS_PATH, learn=self._learn, on_ready=self._run_next
         )
         self._slots = 1
         self._queue: deque[_Choice] = deque()
@@ -76,11 +79,11 @@ class LlamaCppEngine:
 
     @property
     def server_pid(self) -> int | None:
-        """The process that holds the server started here on its leash; None while there is none."""
+        """The process that holds a server kept here on its leash; None while there is none."""
         return self._watch.pid
 
     async def start(self) -> None:
-        """Start the server, or look at it once: one that is not there yet is looked for until `close`."""
+        """Wait for the server if it is kept for us. One at a URL is looked for until `close`."""
         await self._watch.start()
 
     async def close(self) -> None:
@@ -93,7 +96,7 @@ class LlamaCppEngine:
         """Start the request, or queue what the server has no slots for.
 
         Raises `EngineUnavailable` while the server is away or loads its model, `EngineOverloaded` when the queue is
-        full, and `FatalRequest` for a request that servers started here died of.
+        full, and `FatalRequest` for a request that servers kept for us died of.
         """
         self._watch.admit(request)
         count = request.sampling.n
@@ -302,14 +305,25 @@ class _Choice:
         self._generation.put([Delta(self._number, ids, finish, cached)])
 
 
-def llamacpp_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path | None = None) -> LlamaCppEngine:
-    """A `llama-server` at `settings.url`, or without one a server started here for the GGUF file `model`.
+def llamacpp_engine(
+    settings: EngineSettings, tokenizer: Tokenizer, model: Path | None = None, keeper: ServerKeeper | None = None
+) -> LlamaCppEngine:
+    """A `llama-server` at `settings.url`, or without one that of `keeper`, by default one kept here for the GGUF file
+    `model`.
 
-    Raises `ConfigurationError` for a bad address and when there is neither or xllamacpp is not installed,
-    `ModelFileError` for a file that is missing or damaged.
+    Raises `ConfigurationError` for a bad address and when there is no server, `ModelFileError` for a file that is
+    missing or damaged.
     """
-    if settings.url is not None:
-        return LlamaCppEngine(settings, tokenizer, settings.url)
+    server = settings.url or keeper or KeptServer(llamacpp_program(settings, model))
+    return LlamaCppEngine(settings, tokenizer, server)
+
+
+def llamacpp_program(settings: EngineSettings, model: Path | None, gateways: int = 1) -> Program:
+    """The server for the GGUF file `model`, which so many `gateways` will talk to.
+
+    Raises `ConfigurationError` when there is no file or xllamacpp is not installed, `ModelFileError` for a file that is
+    missing or damaged.
+    """
     if model is None or model.is_dir():
         raise ConfigurationError("the engine llamacpp needs a GGUF file, or the url of a running server")
     if find_spec("xllamacpp") is None:
@@ -317,18 +331,19 @@ def llamacpp_engine(settings: EngineSettings, tokenizer: Tokenizer, model: Path 
             "the engine llamacpp needs the package xllamacpp; "
             f"install it with: {sys.executable} -m pip install 'moonbase[llamacpp]'"
         )
-    command = partial(_command, settings, model, GGUF.read(model))
-    return LlamaCppEngine(settings, tokenizer, Program(command, wire.KEY_VARIABLE, scrubbed(os.environ)))
+    command = partial(_command, settings, model, GGUF.read(model), gateways)
+    return Program(_NAME, _FACTS_PATH, command, wire.KEY_VARIABLE, scrubbed(os.environ))
 
 
-def _command(settings: EngineSettings, model: Path, header: GGUF, port: int) -> list[str]:
+def _command(settings: EngineSettings, model: Path, header: GGUF, gateways: int, port: int) -> list[str]:
     """As many slots of the model's whole window as the memory for the cache has room for; at least one, of less."""
     room = (settings.cache_bytes or memory.limit() // 4) // (header.cache_elements * _ELEMENT_BYTES)
     window = max(1, min(header.window, room))
     slots = max(1, min(settings.max_running, room // window))
     return [
         *(sys.executable, "-m", "moonbase.engines.llamacpp.server", "--model", str(model), "--port", str(port)),
-        *("--window", str(window), "--slots", str(slots), "--threads", str(settings.threads), *settings.arguments),
+        *("--window", str(window), "--slots", str(slots), "--gateways", str(gateways)),
+        *("--threads", str(settings.threads), *settings.arguments),
     ]
 
 

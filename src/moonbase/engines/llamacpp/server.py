@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--gateways", type=int, default=1)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("settings", nargs="*")
     arguments = parser.parse_args()
@@ -51,7 +52,8 @@ def _parameters(arguments: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.api_keys = [os.environ[KEY_VARIABLE]]
     parameters.n_ctx = arguments.window * arguments.slots
     parameters.n_parallel = arguments.slots
-    parameters.n_threads_http = 2 * arguments.slots + _OTHER_THREADS  # each open response takes one
+    # Each open response takes one, and each gateway opens as many as there are slots.
+    parameters.n_threads_http = arguments.gateways * (2 * arguments.slots + _OTHER_THREADS)
     parameters.n_batch = _BATCH
     parameters.cache_ram_mib = 0  # prompts of ended requests are kept in the slots and nowhere else
     parameters.endpoint_slots = False

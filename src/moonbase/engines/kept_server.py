@@ -1,0 +1,135 @@
+"""Servers that run for us alone: who keeps one running, and where it is in each of its lives."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from moonbase.engines.process import Launch, ServerProcess, free_port
+from moonbase.engines.suspects import Suspects
+from moonbase.engines.upstream.client import UpstreamClient
+from moonbase.errors import ConfigurationError, UpstreamFailed
+
+_LOAD_SECONDS = 3600.0  # hundreds of gigabytes take their time
+_PROBE_SECONDS = 5.0
+_LATER = (408, 429)  # answers of a server that will know its facts, besides those from 500 on
+
+
+class Program(Struct, frozen=True):
+    """A server that can be started here. `command` is its command line for a port of the loopback address.
+
+    It sees nothing but `environment`, and in `key_variable` a key that it has to demand of everybody. It can work when
+    it answers 200 at `/health` and has an answer at `facts_path`, where it tells its facts.
+    """
+
+    name: str
+    facts_path: str
+    command: Callable[[int], Sequence[str]]
+    key_variable: str
+    environment: Mapping[str, str]
+
+
+class ServerLife(Struct, frozen=True):
+    """One life of a server, from 1: where it is, and the key that it demands. Others have other ports and keys."""
+
+    number: int
+    url: str
+    key: str
+
+
+class ServerKeeper(Protocol):
+    """Who keeps a server running: this process, or one that keeps it for several."""
+
+    suspects: Suspects
+    """What the server may have died of."""
+
+    @property
+    def life(self) -> ServerLife | None:
+        """The life in which it can work; None before the first and between two."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the server on its leash; None while there is none, and where another keeps it."""
+        ...
+
+    def on_change(self, told: Callable[[], None]) -> None:
+        """`told` is called whenever `life` has changed."""
+        ...
+
+    def end(self, life: ServerLife) -> bool:
+        """It is of no use any more: end it, for the next life to begin. False when that is under way."""
+        ...
+
+    async def start(self) -> None:
+        """Wait for the first life. Raises `WorkerDied` when the server ends before it can work."""
+        ...
+
+    async def close(self) -> None:
+        """End the server, if it is kept here. Idempotent."""
+        ...
+
+
+class KeptServer:
+    """A program that this process keeps running. Implements `ServerKeeper`."""
+
+    def __init__(self, program: Program) -> None:
+        self.suspects = Suspects()
+        self._program = program
+        self._told: list[Callable[[], None]] = []
+        self._begun = ServerLife(0, "", "")
+        self._process = ServerProcess(
+            program.name, self._begin, self._answers, load_timeout=_LOAD_SECONDS, changed=self._changed
+        )
+
+    @property
+    def life(self) -> ServerLife | None:
+        return self._begun if self._process.can_work else None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def on_change(self, told: Callable[[], None]) -> None:
+        self._told.append(told)
+
+    def end(self, life: ServerLife) -> bool:
+        return self.life == life and self._process.end_life()
+
+    async def start(self) -> None:
+        await self._process.start()
+
+    async def close(self) -> None:
+        await self._process.close()
+
+    async def _begin(self) -> Launch:
+        """A life begins, at a port that is free now and with a key that nobody has seen: somebody may have taken the
+        port of the last life, and been sent its key.
+        """
+        port, key = free_port(), secrets.token_hex()
+        self._begun = ServerLife(self._begun.number + 1, f"http://127.0.0.1:{port}", key)
+        environment = {**self._program.environment, self._program.key_variable: key}
+        return Launch(self._program.command(port), environment, key)
+
+    async def _answers(self) -> bool:
+        async with UpstreamClient(self._begun.url, headers={"Authorization": f"Bearer {self._begun.key}"}) as client:
+            health = await _status(client, "/health")
+            if health == 404:
+                raise ConfigurationError(f"{self._begun.url}: there is no {self._program.name} server")
+            facts = await _status(client, self._program.facts_path) if health == 200 else 503
+            return facts < 500 and facts not in _LATER
+
+    def _changed(self) -> None:
+        for told in self._told:
+            told()
+
+
+async def _status(client: UpstreamClient, path: str) -> int:
+    """Raises `UpstreamFailed`, also when there is no answer in time."""
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS), client.request("GET", path) as response:
+            return response.status
+    except TimeoutError as error:
+        raise UpstreamFailed(f"{path} is not answered within {_PROBE_SECONDS:g} s", began=True) from error
