@@ -1,6 +1,7 @@
 """The gateway's side of the `openvino` engine alone, told word by word what a worker might say."""
 
 import asyncio
+from itertools import count
 
 import pytest
 
@@ -14,6 +15,8 @@ from moonbase.engines.openvino.engine import OpenVINOEngine
 from moonbase.errors import EngineUnavailable, FatalRequest
 
 pytestmark = pytest.mark.anyio
+
+PIDS = count(1)
 
 
 class Wire(asyncio.Transport):
@@ -37,7 +40,7 @@ def connect(engine: OpenVINOEngine) -> Wire:
     """A new worker, ready at once."""
     wire = Wire()
     engine.connected(wire)
-    engine.received(protocol.frame(protocol.Ready(protocol.VERSION, 8192, 512, 0.1)))
+    engine.received(protocol.frame(protocol.Ready(protocol.VERSION, next(PIDS), 8192, 512, 0.1)))
     return wire
 
 

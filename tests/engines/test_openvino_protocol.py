@@ -29,7 +29,7 @@ def test_messages_survive_the_way() -> None:
     for message in (START, protocol.Cancel(7, None), protocol.Cancel(7, 1)):
         assert protocol.gateway_decoder.decode(body(message)) == message
     for told in (
-        protocol.Ready(protocol.VERSION, 1024, 64, 1.5),
+        protocol.Ready(protocol.VERSION, 4711, 1024, 64, 1.5),
         protocol.Unloadable("no such file"),
         protocol.Tokens([protocol.Output(7, 0, [1, 2], None, 32), protocol.Output(7, 1, [], "stop", 0)]),
         protocol.Failed(7, "refused", "why"),

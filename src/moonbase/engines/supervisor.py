@@ -1,8 +1,8 @@
-"""A worker process that is kept running, and the one connection to it.
+"""A worker process that is kept running, and connections to it.
 
 The worker is a Python module. It is started with `--socket FD --parent PID` after its own arguments: a
 listening Unix socket that outlives its crashes, and the process it must not survive. It speaks first. What is
-said on the connection is the business of the worker and of the client that the supervisor is given.
+said on a connection is the business of the worker and of the client that is given here.
 """
 
 import asyncio
@@ -17,42 +17,20 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
 
 from moonbase.engines.process import Keeper, child, ending, exited, scrubbed
+from moonbase.engines.suspects import Suspects
+from moonbase.engines.worker_link import Connection, Silence, WorkerClient
 from moonbase.errors import ConfigurationError, WorkerDied
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 5
 _OOM_SCORE = 500
-
-
-class WorkerClient(Protocol):
-    """The side of the gateway. Every method returns at once and is called in the event loop's thread."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether the worker owes an answer, so that its silence counts."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether the worker has said that it can work."""
-        ...
-
-    def connected(self, transport: asyncio.WriteTransport) -> None: ...
-
-    def received(self, data: bytes) -> None:
-        """Raises `WorkerDied` for what no sane worker says."""
-        ...
-
-    def lost(self) -> None:
-        """The worker has died; `connected` follows when there is a new one."""
-        ...
+_SOCKET = "worker"
 
 
 class Supervisor:
-    """Starts, watches, restarts and ends one worker process."""
+    """Starts, watches, restarts and ends one worker process. Implements `WorkerKeeper`."""
 
     def __init__(
         self,
@@ -67,20 +45,25 @@ class Supervisor:
         """`environment` is added to the few variables that the worker gets; times are in seconds."""
         self._command = [sys.executable, "-m", module, *arguments]
         self._name = module.rsplit(".", 1)[0].rsplit(".", 1)[-1]
+        self.suspects = Suspects()
         self._client = client
-        self._hang_timeout = hang_timeout
+        self._silence = Silence(client, hang_timeout)
         self._load_timeout = load_timeout
         self._environment = scrubbed(os.environ) | dict(environment or {})
         self._folder: Path | None = None
         self._listener: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper = Keeper(f"{self._name} worker", self._life)
-        self._heard = 0.0
         self._given_up: WorkerDied | None = None
 
     @property
+    def address(self) -> Path:
+        """The socket that the worker listens at, in all its lives. There is one from `start` to `close`."""
+        assert self._folder is not None
+        return self._folder / _SOCKET
+
+    @property
     def pid(self) -> int | None:
-        """The worker's process id, None while there is none."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     @property
@@ -113,7 +96,7 @@ class Supervisor:
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="moonbase-"))  # mode 0700
             self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(str(self._folder / "worker"))
+            self._listener.bind(str(self.address))
             self._listener.listen()
         except OSError as error:
             raise ConfigurationError(f"TMPDIR: a socket cannot be made in {tempfile.gettempdir()} ({error})") from error
@@ -133,7 +116,7 @@ class Supervisor:
             transport: asyncio.Transport | None = None
             try:
                 transport, _ = await asyncio.get_running_loop().create_unix_connection(
-                    lambda: _Connection(self, self._client), str(self._folder / "worker")
+                    lambda: Connection(self, self._client), str(self.address)
                 )
                 raise WorkerDied(await self._watch(process, transport, ready))
             finally:
@@ -156,21 +139,18 @@ class Supervisor:
         self, process: asyncio.subprocess.Process, transport: asyncio.Transport, ready: Callable[[], None]
     ) -> str:
         """Wait for the end of the worker, of its connection, or for its silence; return the reason in words."""
-        started = self._heard = time.monotonic()
-        pause = min(self._hang_timeout / 4, 0.5)
+        started = time.monotonic()
+        self._silence.broken()
         ended = asyncio.ensure_future(exited(process))
         try:
-            while not (await asyncio.wait([ended], timeout=pause))[0]:
-                now = time.monotonic()
+            while not (await asyncio.wait([ended], timeout=self._silence.look))[0]:
                 if transport.is_closing():
                     return str(self._given_up or "it closed its connection")
                 if self._client.ready:
                     ready()
-                    if not self._client.busy:
-                        self._heard = now
-                    elif now - self._heard > self._hang_timeout:
-                        return f"it was silent for {self._hang_timeout:g} s while it had work"
-                elif now - started > self._load_timeout:
+                    if self._silence.too_long():
+                        return self._silence.reason
+                elif time.monotonic() - started > self._load_timeout:
                     return f"it was not ready within {self._load_timeout:g} s"
         finally:
             ended.cancel()
@@ -178,33 +158,19 @@ class Supervisor:
             return str(self._given_up)
         return ending(process)
 
+    def end(self, pid: int) -> None:
+        """The worker of this process id is of no use to one of its clients: end it, if it still lives."""
+        if pid == self.pid:
+            self.hang_up(WorkerDied(self._silence.reason))
+
     def heard(self) -> None:
-        self._heard = time.monotonic()
+        self._silence.broken()
 
     def hang_up(self, error: WorkerDied) -> None:
         """What came over the connection shows that the process is of no use: end it."""
         self._given_up = error
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
-
-
-class _Connection(asyncio.Protocol):
-    def __init__(self, supervisor: Supervisor, client: WorkerClient) -> None:
-        self._supervisor = supervisor
-        self._client = client
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._client.connected(cast("asyncio.WriteTransport", transport))  # uvloop's is none by inheritance
-
-    def data_received(self, data: bytes) -> None:
-        self._supervisor.heard()
-        try:
-            self._client.received(data)
-        except WorkerDied as error:
-            self._supervisor.hang_up(error)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._client.lost()
 
 
 def enter_worker(parent: int) -> None:

@@ -3,9 +3,8 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-
-import msgspec
 
 from moonbase.config import EngineSettings
 from moonbase.engines import memory
@@ -14,7 +13,7 @@ from moonbase.engines.openvino import protocol
 from moonbase.engines.openvino.model import ModelFacts
 from moonbase.engines.structural_tag import OpenVINODialect
 from moonbase.engines.supervisor import Supervisor
-from moonbase.engines.suspects import Suspects
+from moonbase.engines.worker_link import WorkerClient, WorkerKeeper
 from moonbase.errors import (
     EngineOverloaded,
     EngineUnavailable,
@@ -42,39 +41,37 @@ class _Job:
 class OpenVINOEngine:
     """A GGUF file or an OpenVINO folder, run in a supervised worker process."""
 
-    def __init__(self, settings: EngineSettings, model: Path) -> None:
-        """Reads the model's facts. Raises `ModelFileError` for a file that is missing, damaged or of another kind."""
+    def __init__(
+        self,
+        settings: EngineSettings,
+        model: Path,
+        keeper: Callable[[WorkerClient], WorkerKeeper] | None = None,
+    ) -> None:
+        """Reads the model's facts. `keeper` makes what keeps the worker for its client, which is this engine; by
+        default that is this process.
+
+        Raises `ModelFileError` for a file that is missing, damaged or of another kind.
+        """
         self._max_running = settings.max_running
         self._max_waiting = settings.max_waiting
         self._model = model
         facts = ModelFacts.read(model)
-        budget = settings.cache_bytes or memory.limit() // 4
-        kv_blocks = max(1, budget // (protocol.BLOCK * facts.cache_bytes_per_token))
         self.description = EngineDescription(
             name="openvino",
             model=model.stem,
-            window=min(facts.window, kv_blocks * protocol.BLOCK),
+            window=min(facts.window, _kv_blocks(settings, facts) * protocol.BLOCK),
             dialect=OpenVINODialect(),
             reports_cached=True,
             spells_markers=True,
         )
-        self._supervisor = Supervisor(
-            "moonbase.engines.openvino.worker",
-            [
-                *("--model", str(model)),
-                *("--threads", str(settings.threads)),
-                *("--kv-blocks", str(kv_blocks)),
-                *("--max-running", str(settings.max_running)),
-            ],
-            self,
-            hang_timeout=settings.hang_timeout,
-        )
+        self._worker = keeper(self) if keeper is not None else openvino_worker(settings, model, self)
+        self._worker_pid = 0
         self._transport: asyncio.WriteTransport | None = None
         self._reader = protocol.FrameReader()
         self._jobs: dict[int, _Job] = {}
         self._queue: deque[_Job] = deque()
         self._last_number = 0
-        self._suspects = Suspects()
+        self._suspects = self._worker.suspects
         self._suspect_runs = False
         self.ready = False
         self.running = 0
@@ -90,16 +87,16 @@ class OpenVINOEngine:
     @property
     def worker_pid(self) -> int | None:
         """The worker's process id, None while it is being started again."""
-        return self._supervisor.pid
+        return self._worker.pid
 
     async def start(self) -> None:
         try:
-            await self._supervisor.start()
+            await self._worker.start()
         except WorkerDied as error:
             raise ModelFileError(f"{self._model}: cannot be loaded ({error})") from error
 
     async def close(self) -> None:
-        await self._supervisor.close()
+        await self._worker.close()
         while self._queue:
             self._queue.popleft().generation.fail(EngineUnavailable(_RESTART_SECONDS))
 
@@ -129,23 +126,16 @@ class OpenVINOEngine:
     def received(self, data: bytes) -> None:
         """Take everything that one wake-up brought. Raises `WorkerDied` for what no sane worker says."""
         deltas: dict[_Job, list[Delta]] = {}
-        for body in self._reader.feed(data):
-            try:
-                message = protocol.worker_decoder.decode(body)
-            except msgspec.DecodeError as error:
-                raise WorkerDied("it sent what is no message") from error
+        for message in protocol.read(self._reader, data):
             match message:
                 case protocol.Tokens(outputs):
                     for output in outputs:
                         self._collect(output, deltas)
                 case protocol.Failed(number, kind, reason):
                     self._fail(number, EngineOverloaded() if kind == "overloaded" else _refusal(reason))
-                case protocol.Ready(version):
-                    if version != protocol.VERSION:
-                        raise WorkerDied(f"it speaks version {version} of the protocol, not {protocol.VERSION}")
+                case protocol.Ready(_, pid):
+                    self._worker_pid = pid
                     self.ready = True
-                case protocol.Unloadable(reason):
-                    raise WorkerDied(reason)
         for job, collected in deltas.items():
             job.generation.put(collected)
         self._run_next()
@@ -159,7 +149,7 @@ class OpenVINOEngine:
         for job in fallen.values():
             self._suspects.fell(job.request)
             job.generation.fail(EngineUnavailable(_RESTART_SECONDS))
-        self._suspects.settle(died=True)
+        self._suspects.settle(died=self._worker_pid)
 
     def _collect(self, output: protocol.Output, deltas: dict[_Job, list[Delta]]) -> None:
         job = self._jobs.get(output.generation)
@@ -231,6 +221,43 @@ class OpenVINOEngine:
     def _write(self, message: protocol.FromGateway) -> None:
         if self._transport is not None:
             self._transport.write(protocol.frame(message))
+
+
+class Witness:
+    """A client that asks nothing of a worker and sees whether it can work, for who keeps it for others. Implements
+    `WorkerClient`.
+    """
+
+    busy = False
+
+    def __init__(self) -> None:
+        self.ready = False
+        self._reader = protocol.FrameReader()
+
+    def connected(self, transport: asyncio.WriteTransport) -> None:
+        self._reader = protocol.FrameReader()
+
+    def received(self, data: bytes) -> None:
+        for message in protocol.read(self._reader, data):
+            self.ready = self.ready or isinstance(message, protocol.Ready)
+
+    def lost(self) -> None:
+        self.ready = False
+
+
+def openvino_worker(settings: EngineSettings, model: Path, client: WorkerClient) -> Supervisor:
+    """The worker for a model, kept by this process. Raises `ModelFileError` as the engine does."""
+    kv_blocks = _kv_blocks(settings, ModelFacts.read(model))
+    arguments = [
+        *("--model", str(model), "--threads", str(settings.threads)),
+        *("--kv-blocks", str(kv_blocks), "--max-running", str(settings.max_running)),
+    ]
+    return Supervisor("moonbase.engines.openvino.worker", arguments, client, hang_timeout=settings.hang_timeout)
+
+
+def _kv_blocks(settings: EngineSettings, facts: ModelFacts) -> int:
+    budget = settings.cache_bytes or memory.limit() // 4
+    return max(1, budget // (protocol.BLOCK * facts.cache_bytes_per_token))
 
 
 def _refusal(reason: str) -> InvalidRequest:

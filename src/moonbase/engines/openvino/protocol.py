@@ -16,7 +16,7 @@ from moonbase.chat.request import Sampling
 from moonbase.engines.base import TokenIds
 from moonbase.errors import WorkerDied
 
-VERSION = 1
+VERSION = 2
 BLOCK = 32
 """Tokens of a KV cache block: OpenVINO's size on a CPU."""
 MAX_FRAME = 64 * 1024 * 1024
@@ -45,11 +45,12 @@ class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
 class Ready(Struct, frozen=True, array_like=True, tag="ready"):
     """The first message of a worker whose model is loaded.
 
-    `cache_tokens` is the capacity of its KV cache, `step_tokens` how many tokens one step computes at most,
-    `load_seconds` how long loading took.
+    `pid` is its process id, `cache_tokens` the capacity of its KV cache, `step_tokens` how many tokens one step
+    computes at most, `load_seconds` how long loading took.
     """
 
     version: int
+    pid: int
     cache_tokens: int
     step_tokens: int
     load_seconds: float
@@ -118,6 +119,21 @@ class FrameReader:
             yield bytes(self._buffer[start + _LENGTH.size : end])
             start = end
         del self._buffer[:start]
+
+
+def read(reader: FrameReader, data: bytes) -> Iterator[FromWorker]:
+    """What the worker says in `data` and what came before. Raises `WorkerDied` for what no sane worker says."""
+    for body in reader.feed(data):
+        try:
+            message: FromWorker = worker_decoder.decode(body)
+        except msgspec.DecodeError as error:
+            raise WorkerDied("it sent what is no message") from error
+        match message:
+            case Ready(version) if version != VERSION:
+                raise WorkerDied(f"it speaks version {version} of the protocol, not {VERSION}")
+            case Unloadable(reason):
+                raise WorkerDied(reason)
+        yield message
 
 
 def token_ids(data: bytes) -> TokenIds:

@@ -7,6 +7,7 @@ The supervisor starts it as `python -m moonbase.engines.openvino.worker`.
 
 import argparse
 import contextlib
+import os
 import secrets
 import selectors
 import socket
@@ -302,7 +303,8 @@ def main() -> None:
     except (RuntimeError, ValueError, LookupError, MemoryError) as error:  # what its C++ exceptions become
         _refuse(listener, next(iter(str(error).splitlines()), type(error).__name__))
         sys.exit(1)
-    ready = protocol.Ready(protocol.VERSION, options.kv_blocks * protocol.BLOCK, _STEP_TOKENS, time.monotonic() - began)
+    capacity = options.kv_blocks * protocol.BLOCK
+    ready = protocol.Ready(protocol.VERSION, os.getpid(), capacity, _STEP_TOKENS, time.monotonic() - began)
     Worker(pipeline, listener, PrefixShadow(options.kv_blocks, protocol.BLOCK), ready).run()
 
 
