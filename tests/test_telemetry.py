@@ -42,3 +42,23 @@ def test_one_family_holds_a_gauge_of_several_models() -> None:
     assert text.count("# TYPE moonbase_running gauge") == 1
     assert 'moonbase_running{model="one"} 1.0' in text
     assert 'moonbase_running{model="two"} 2.0' in text
+
+
+def test_what_other_processes_counted_is_added() -> None:
+    here, there = Metrics(lambda: [there.counts()]), Metrics()
+    for metrics, seconds in ((here, 0.25), (there, 4.0)):
+        metrics.response(200)
+        metrics.gauge("moonbase_running", "Choices.", "one", lambda: 2)
+        metrics.model("m").ended("stop", 5, 3, 1)
+        metrics.model("m").inter_token.observe(seconds)
+    there.model("only there").ended("length", 1, 0, 1)
+    for _ in range(2):  # a scrape changes nothing
+        lines = here.exposition().decode().splitlines()
+    assert {
+        'moonbase_http_responses_total{status="200"} 2.0',
+        'moonbase_running{model="one"} 4.0',
+        'moonbase_prompt_tokens_total{model="m"} 10.0',
+        'moonbase_requests_total{model="m",outcome="stop"} 2.0',
+        'moonbase_inter_token_seconds_sum{model="m"} 4.25',
+        'moonbase_requests_total{model="only there",outcome="length"} 1.0',
+    } <= set(lines)

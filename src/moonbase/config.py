@@ -65,6 +65,9 @@ class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ServerSettings(_Section, frozen=True):
     host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
     port: Annotated[Port, _d("Port to listen on; 0 takes a free one.")] = 8000
+    workers: Annotated[
+        Count, _d("Gateway processes that share the port and the engines; several need limits.redis_url.")
+    ] = 1
     public: Annotated[bool, _d("Allow an address that other machines can reach.")] = False
     allowed_hosts: Annotated[
         tuple[str, ...], _d("Host names answered besides the loopback names; `*.example.com` covers subdomains.")
@@ -415,6 +418,11 @@ def _check(settings: Settings, tree: Mapping[str, Any]) -> None:
         raise ConfigurationError("server.tls_certificate and server.tls_key must be set together")
     if server.china_port is not None and server.china_port in (0, server.port):
         raise ConfigurationError("server.china_port: must be a port of its own, and not 0")
+    if server.workers > 1 and settings.limits.redis_url is None:
+        raise ConfigurationError(
+            "limits.redis_url: must be set when there is more than one of server.workers (--workers), so that they "
+            "count requests and tokens together"
+        )
     token = settings.metrics.token
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise ConfigurationError("metrics.token: must be printable ASCII text that is not empty")

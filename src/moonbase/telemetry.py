@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct, field
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,54 +17,55 @@ _TTFT_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60
 _ITL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
-class Histogram:
+class Histogram(Struct):
     """Counts of observations in seconds by upper bound. Observing costs a fraction of a microsecond."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    bounds: tuple[float, ...]
+    counts: list[int] = []
+    sum: float = 0.0
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
     def observe(self, seconds: float, count: int = 1) -> None:
         """Count `count` observations of `seconds` each."""
-        self._counts[bisect_left(self._bounds, seconds)] += count
-        self._sum += seconds * count
+        self.counts[bisect_left(self.bounds, seconds)] += count
+        self.sum += seconds * count
+
+    def add(self, other: "Histogram") -> None:
+        """Count what another with the same bounds has counted."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
 
     def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
         """Expose as cumulative Prometheus buckets."""
         buckets: list[tuple[str, float]] = []
         running = 0
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             running += count
             buckets.append((bound, running))
-        family.add_metric(labels, buckets, self._sum)
+        family.add_metric(labels, buckets, self.sum)
 
 
-class ModelMetrics:
+def _first_token() -> Histogram:
+    return Histogram(_TTFT_BOUNDS)
+
+
+def _inter_token() -> Histogram:
+    return Histogram(_ITL_BOUNDS)
+
+
+class ModelMetrics(Struct):
     """What is counted for one public model id."""
 
-    __slots__ = (
-        "cached_tokens",
-        "completion_tokens",
-        "inter_token",
-        "invalid_outputs",
-        "outcomes",
-        "prompt_tokens",
-        "removed_lines",
-        "time_to_first_token",
-    )
-
-    def __init__(self) -> None:
-        self.time_to_first_token = Histogram(_TTFT_BOUNDS)
-        self.inter_token = Histogram(_ITL_BOUNDS)
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.completion_tokens = 0
-        self.invalid_outputs = 0
-        self.removed_lines = 0
-        self.outcomes: dict[str, int] = {}
+    time_to_first_token: Histogram = field(default_factory=_first_token)
+    inter_token: Histogram = field(default_factory=_inter_token)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    invalid_outputs: int = 0
+    removed_lines: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
 
     def ended(self, outcome: str, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> None:
         """Count a request that was run: tokens, and how it ended."""
@@ -72,6 +74,49 @@ class ModelMetrics:
         self.cached_tokens += cached_tokens
         self.completion_tokens += completion_tokens
 
+    def add(self, other: "ModelMetrics") -> None:
+        self.time_to_first_token.add(other.time_to_first_token)
+        self.inter_token.add(other.inter_token)
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.completion_tokens += other.completion_tokens
+        self.invalid_outputs += other.invalid_outputs
+        self.removed_lines += other.removed_lines
+        _add(self.outcomes, other.outcomes)
+
+
+class Gauge(Struct, frozen=True):
+    """What is exposed as the value of `name` for a model or deployment now."""
+
+    name: str
+    help: str
+    model: str
+
+
+class Counts(Struct):
+    """Everything that one process has counted since its start, and how its gauges stand."""
+
+    responses: dict[int, int] = field(default_factory=dict)
+    without_redis: int = 0
+    models: dict[str, ModelMetrics] = field(default_factory=dict)
+    gauges: list[tuple[Gauge, float]] = field(default_factory=list)
+
+    def add(self, other: "Counts") -> None:
+        """Count what another process has counted, too."""
+        _add(self.responses, other.responses)
+        self.without_redis += other.without_redis
+        for name, model in list(other.models.items()):
+            self.models.setdefault(name, ModelMetrics()).add(model)
+        gauges = dict(self.gauges)
+        for gauge, value in other.gauges:
+            gauges[gauge] = gauges.get(gauge, 0.0) + value
+        self.gauges = list(gauges.items())
+
+
+def _add(counts: dict[Any, int], others: dict[Any, int]) -> None:
+    for key, count in list(others.items()):
+        counts[key] = counts.get(key, 0) + count
+
 
 class Metrics(Collector):
     """All metrics of a server, in `registry`, which another thread may scrape.
@@ -79,13 +124,15 @@ class Metrics(Collector):
     Labels are models, statuses and outcomes: few values, no keys, no organizations.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, others: Callable[[], Iterable[Counts]] = tuple) -> None:
+        """`others` gives what other processes of the server have counted."""
         self.registry = CollectorRegistry()
         self.without_redis = 0
         """Requests whose limits were to be counted in Redis while it was away."""
+        self._others = others
         self._models: dict[str, ModelMetrics] = {}
         self._responses: dict[int, int] = {}
-        self._gauges: list[tuple[str, str, str, Callable[[], float]]] = []
+        self._gauges: list[tuple[Gauge, Callable[[], float]]] = []
         self.registry.register(self)
 
     def model(self, model_id: str) -> ModelMetrics:
@@ -100,54 +147,64 @@ class Metrics(Collector):
 
     def gauge(self, name: str, help_text: str, model: str, read: Callable[[], float]) -> None:
         """A value that is read when metrics are scraped."""
-        self._gauges.append((name, help_text, model, read))
+        self._gauges.append((Gauge(name, help_text, model), read))
+
+    def counts(self) -> Counts:
+        """What this process has counted; it goes on counting in the same objects."""
+        gauges = [(gauge, read()) for gauge, read in self._gauges]
+        return Counts(self._responses, self.without_redis, self._models, gauges)
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterable[Metric]:
-        responses = CounterMetricFamily("moonbase_http_responses", "HTTP answers by status.", labels=["status"])
-        for status, count in list(self._responses.items()):
-            responses.add_metric([str(status)], count)
-        yield responses
-        yield CounterMetricFamily(
-            "moonbase_limits_without_redis",
-            "Requests with limits that came while Redis was away.",
-            value=self.without_redis,
-        )
-        ttft = HistogramMetricFamily(
-            "moonbase_time_to_first_token_seconds", "Arrival to first output.", labels=["model"]
-        )
-        inter = HistogramMetricFamily("moonbase_inter_token_seconds", "Time between output tokens.", labels=["model"])
-        prompt = CounterMetricFamily("moonbase_prompt_tokens", "Prompt tokens, cached ones included.", labels=["model"])
-        cached = CounterMetricFamily("moonbase_cached_tokens", "Prompt tokens taken from the cache.", labels=["model"])
-        output = CounterMetricFamily("moonbase_completion_tokens", "Output tokens.", labels=["model"])
-        invalid = CounterMetricFamily(
-            "moonbase_invalid_outputs", "Answers that were not what the request demanded.", labels=["model"]
-        )
-        removed = CounterMetricFamily(
-            "moonbase_removed_lines",
-            "Lines left out of system prompts because they change with every request.",
-            labels=["model"],
-        )
-        ended = CounterMetricFamily("moonbase_requests", "Requests run, by their end.", labels=["model", "outcome"])
-        for name, model in list(self._models.items()):
-            model.time_to_first_token.add_to(ttft, [name])
-            model.inter_token.add_to(inter, [name])
-            prompt.add_metric([name], model.prompt_tokens)
-            cached.add_metric([name], model.cached_tokens)
-            output.add_metric([name], model.completion_tokens)
-            invalid.add_metric([name], model.invalid_outputs)
-            removed.add_metric([name], model.removed_lines)
-            for outcome, count in list(model.outcomes.items()):
-                ended.add_metric([name, outcome], count)
-        yield from (ttft, inter, prompt, cached, output, invalid, removed, ended)
-        gauges: dict[str, GaugeMetricFamily] = {}
-        for name, help_text, model_name, read in self._gauges:
-            gauge = gauges.setdefault(name, GaugeMetricFamily(name, help_text, labels=["model"]))
-            gauge.add_metric([model_name], read())
-        yield from gauges.values()
+        total = Counts()
+        for counts in (self.counts(), *self._others()):
+            total.add(counts)
+        return _families(total)
+
+
+def _families(counts: Counts) -> Iterable[Metric]:
+    responses = CounterMetricFamily("moonbase_http_responses", "HTTP answers by status.", labels=["status"])
+    for status, count in counts.responses.items():
+        responses.add_metric([str(status)], count)
+    yield responses
+    yield CounterMetricFamily(
+        "moonbase_limits_without_redis",
+        "Requests with limits that came while Redis was away.",
+        value=counts.without_redis,
+    )
+    ttft = HistogramMetricFamily("moonbase_time_to_first_token_seconds", "Arrival to first output.", labels=["model"])
+    inter = HistogramMetricFamily("moonbase_inter_token_seconds", "Time between output tokens.", labels=["model"])
+    prompt = CounterMetricFamily("moonbase_prompt_tokens", "Prompt tokens, cached ones included.", labels=["model"])
+    cached = CounterMetricFamily("moonbase_cached_tokens", "Prompt tokens taken from the cache.", labels=["model"])
+    output = CounterMetricFamily("moonbase_completion_tokens", "Output tokens.", labels=["model"])
+    invalid = CounterMetricFamily(
+        "moonbase_invalid_outputs", "Answers that were not what the request demanded.", labels=["model"]
+    )
+    removed = CounterMetricFamily(
+        "moonbase_removed_lines",
+        "Lines left out of system prompts because they change with every request.",
+        labels=["model"],
+    )
+    ended = CounterMetricFamily("moonbase_requests", "Requests run, by their end.", labels=["model", "outcome"])
+    for name, model in counts.models.items():
+        model.time_to_first_token.add_to(ttft, [name])
+        model.inter_token.add_to(inter, [name])
+        prompt.add_metric([name], model.prompt_tokens)
+        cached.add_metric([name], model.cached_tokens)
+        output.add_metric([name], model.completion_tokens)
+        invalid.add_metric([name], model.invalid_outputs)
+        removed.add_metric([name], model.removed_lines)
+        for outcome, count in model.outcomes.items():
+            ended.add_metric([name, outcome], count)
+    yield from (ttft, inter, prompt, cached, output, invalid, removed, ended)
+    gauges: dict[str, GaugeMetricFamily] = {}
+    for gauge, value in counts.gauges:
+        family = gauges.setdefault(gauge.name, GaugeMetricFamily(gauge.name, gauge.help, labels=["model"]))
+        family.add_metric([gauge.model], value)
+    yield from gauges.values()
 
 
 def configure_logging(level: str, line_format: Literal["auto", "text", "json"]) -> None:

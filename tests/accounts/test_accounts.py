@@ -10,6 +10,8 @@ from sqlalchemy import text
 from tests.accounts.money import credit
 
 from moonbase.accounts.accounts import Accounts, bearer
+from moonbase.accounts.changes import Changes
+from moonbase.accounts.keys import Keys
 from moonbase.accounts.ledger import Reservation
 from moonbase.accounts.requests import NewKey
 from moonbase.accounts.tokens import MOST, Tokens
@@ -52,6 +54,12 @@ async def accounts(database: Database, tmp_path: Path, clock: Clock) -> AsyncIte
         yield accounts
 
 
+@pytest.fixture
+def keys(accounts: Accounts, database: Database, clock: Clock) -> Keys:
+    """Those of the same process."""
+    return Keys(Changes(database, "test", clock), currency="USD", models=(), on_changed=accounts.forget)
+
+
 async def _reserve(
     accounts: Accounts, caller: Caller, request_id: str = "r", max_tokens: int = 100, price: Price = PRICE
 ) -> Reservation:
@@ -87,8 +95,8 @@ def test_any_other_header_is_an_incorrect_key(header: str | None) -> None:
         bearer(header)
 
 
-async def test_a_key_stands_for_its_project_and_organization(accounts: Accounts) -> None:
-    key, secret = await accounts.keys.create(NewKey(name="mine"))
+async def test_a_key_stands_for_its_project_and_organization(accounts: Accounts, keys: Keys) -> None:
+    key, secret = await keys.create(NewKey(name="mine"))
     caller = await accounts.authenticate(secret)
     assert (caller.key_id, caller.project_id) == (key.id, key.project_id)
     assert caller.organization_id.startswith("org-")
@@ -102,10 +110,10 @@ async def test_an_unknown_key_is_refused_every_time(accounts: Accounts, secret: 
             await accounts.authenticate(secret)
 
 
-async def test_a_key_revoked_in_this_process_is_refused_at_once(accounts: Accounts) -> None:
-    key, secret = await accounts.keys.create(NewKey(name="mine"))
+async def test_a_key_revoked_in_this_process_is_refused_at_once(accounts: Accounts, keys: Keys) -> None:
+    key, secret = await keys.create(NewKey(name="mine"))
     await accounts.authenticate(secret)
-    await accounts.keys.revoke(key.id)
+    await keys.revoke(key.id)
     with pytest.raises(InvalidAuthentication):
         await accounts.authenticate(secret)
 
@@ -208,7 +216,7 @@ def test_there_are_no_tokens_that_cannot_be(prompt: int, cached: int, output: in
 async def test_the_balance_is_the_credit_less_the_cost_pending_records_included(
     accounts: Accounts, database: Database
 ) -> None:
-    _, secret = await accounts.keys.create(NewKey(name="mine"))
+    _, secret = await keys.create(NewKey(name="mine"))
     caller = await accounts.authenticate(secret)
     async with database.write() as connection:
         await change_balance(connection, credit(caller.organization_id, voucher=1_000_000))

@@ -27,6 +27,7 @@ class Client:
 
     def __init__(self) -> None:
         self.busy = False
+        self.worker = 0
         self.transport: asyncio.WriteTransport | None = None
         self.said = b""
         self.losses = 0

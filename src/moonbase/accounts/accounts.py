@@ -5,8 +5,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from moonbase.accounts.authentication import Authenticator
-from moonbase.accounts.changes import Changes, milliseconds
-from moonbase.accounts.keys import Keys
+from moonbase.accounts.changes import milliseconds
 from moonbase.accounts.ledger import Ledger
 from moonbase.accounts.limits import Admission, Counters, Limiter
 from moonbase.accounts.local_counters import LocalCounters
@@ -50,7 +49,6 @@ class Accounts:
         database: Database,
         spools: Path,
         *,
-        currency: Currency = "USD",
         clock: Callable[[], int] = milliseconds,
         durability: Durability = "process",
         grace: float = 60.0,
@@ -61,7 +59,6 @@ class Accounts:
         Limits are counted in `counters`, by default in memory.
         """
         self._authenticator = Authenticator(database, clock=clock, grace=grace)
-        self.keys = Keys(Changes(database, "moonbase", clock), currency=currency, models=(), on_changed=self.forget)
         self._limiter = Limiter(counters or LocalCounters(clock=clock))
         self.prices = Prices(database)
         self.ledger = Ledger(database, spools, clock=clock, durability=durability)

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moonbase.config import Settings
-    from moonbase.server.world import World
+    from moonbase.server.world import Summary
 
 _NO_TLS = (
     "Warning: other machines reach this server without TLS. "
@@ -27,6 +28,10 @@ _NO_TLS = (
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (default 8000; 0 takes a free one).")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Gateway processes that share the port and the engines (default 1).", metavar="N"),
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="Allow an address that other machines can reach.")] = False,
     engine: Annotated[
         str | None,
@@ -52,7 +57,13 @@ def serve(
     from moonbase import config, telemetry
 
     overrides = _assignments(assignments or [])
-    flags = {"server.host": host, "server.port": port, "engine.name": engine, "engine.model": model}
+    flags = {
+        "server.host": host,
+        "server.port": port,
+        "server.workers": workers,
+        "engine.name": engine,
+        "engine.model": model,
+    }
     overrides |= {key: str(value) for key, value in flags.items() if value is not None}
     if public:
         overrides["server.public"] = "true"
@@ -62,7 +73,7 @@ def serve(
 
     from moonbase.server.run import run
 
-    run(settings, config.home(), config.cache(), lambda world, base_url: _announce(settings, world, base_url))
+    run(settings, config.home(), config.cache(), partial(_announce, settings))
 
 
 def _assignments(texts: list[str]) -> dict[str, str]:
@@ -105,25 +116,24 @@ def _prepare_models(settings: "Settings") -> None:
             typer.echo(f"Loading {name} ...", err=True)
 
 
-def _announce(settings: "Settings", world: "World", base_url: str) -> None:
+def _announce(settings: "Settings", summary: "Summary", base_url: str, first_key: str | None) -> None:
     """The banner, on standard error. The first key goes to standard output when that is no terminal."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    default = world.router.default
-    window = default.own_window
-    size = "the nominal window of each model" if window is None else f"a window of {window:,} tokens"
-    console.print(f"\n[bold]Moonbase[/bold] serves the Kimi API at [bold]{base_url}[/bold]  (stop with Ctrl-C)")
-    others = len(list(world.router.deployments)) - 1
-    which = "Every model id" if not others else "Every model id without a deployment of its own"
-    console.print(f"{which} is answered by [bold]{default.name}[/bold], with {size}.")
-    if not default.ready:
+    size = "the nominal window of each model" if summary.window is None else f"a window of {summary.window:,} tokens"
+    workers = settings.server.workers
+    by = "" if workers == 1 else f" with {workers} processes"
+    console.print(f"\n[bold]Moonbase[/bold] serves the Kimi API at [bold]{base_url}[/bold]{by}  (stop with Ctrl-C)")
+    which = "Every model id" if not summary.others else "Every model id without a deployment of its own"
+    console.print(f"{which} is answered by [bold]{summary.default}[/bold], with {size}.")
+    if not summary.ready:
         console.print(
-            f"{default.name} cannot be reached yet: requests get a 503 until it can. See the log.", style="yellow"
+            f"{summary.default} cannot be reached yet: requests get a 503 until it can. See the log.", style="yellow"
         )
     if settings.server.public and settings.server.tls_certificate is None:
         console.print(_NO_TLS, style="yellow")
-    _announce_key(console, world.first_key)
+    _announce_key(console, first_key)
     console.print("\nTry it:\n\n" + _example(base_url), markup=False)
 
 

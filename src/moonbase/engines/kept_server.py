@@ -59,12 +59,14 @@ class ServerKeeper(Protocol):
         """`told` is called whenever `life` has changed."""
         ...
 
-    def end(self, life: ServerLife) -> bool:
-        """It is of no use any more: end it, for the next life to begin. False when that is under way."""
+    def end(self, number: int) -> bool:
+        """The life of this number is of no use any more: end it, for the next to begin. False when that is under way
+        or over.
+        """
         ...
 
     async def start(self) -> None:
-        """Wait for the first life. Raises `WorkerDied` when the server ends before it can work."""
+        """Wait for the first life if the server is kept here. Raises `WorkerDied` when it ends before it can work."""
         ...
 
     async def close(self) -> None:
@@ -95,8 +97,8 @@ class KeptServer:
     def on_change(self, told: Callable[[], None]) -> None:
         self._told.append(told)
 
-    def end(self, life: ServerLife) -> bool:
-        return self.life == life and self._process.end_life()
+    def end(self, number: int) -> bool:
+        return self._process.can_work and self._begun.number == number and self._process.end_life()
 
     async def start(self) -> None:
         await self._process.start()

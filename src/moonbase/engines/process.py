@@ -144,10 +144,11 @@ class Keeper:
             await self.close()
             raise
 
-    async def close(self) -> None:
-        """End the process. Idempotent."""
+    async def close(self, patience: float = 0.0) -> None:
+        """End the process, or wait `patience` seconds for it to end by itself first. Idempotent."""
         self._closing = True
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=patience)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
@@ -165,6 +166,8 @@ class Keeper:
             except (OSError, WorkerDied, ConfigurationError) as error:
                 if not became_ready.done():
                     became_ready.set_exception(WorkerDied(str(error)))
+                    return
+                if self._closing:
                     return
                 _log.error("the %s ended: %s", self._name, error)
             ends = 1 if time.monotonic() - started > _STABLE else ends + 1

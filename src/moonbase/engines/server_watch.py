@@ -106,7 +106,7 @@ class ServerWatch:
         return None if self._keeper is None else self._keeper.pid
 
     async def start(self) -> None:
-        """Wait for a server that is kept for us, or look once for one that others have started.
+        """Wait for a server that is kept here, or look once for one that others have started.
 
         Raises `ModelFileError` when the kept one ends instead, `ConfigurationError` when what answers is no such server
         or does not let us in.
@@ -269,7 +269,7 @@ class ServerWatch:
         if self._keeper is None or self._life is None or self._life.number != self._last_life:
             return
         silent = time.monotonic() - max(self._heard, self._answered) > self._hang_timeout
-        if silent and self._keeper.end(self._life):
+        if silent and self._keeper.end(self._life.number):
             log.error("the %s server has answered nothing for %g s; it is ended", self._name, self._hang_timeout)
 
     async def _get(self, path: str) -> tuple[int, bytes]:

@@ -14,6 +14,7 @@ from moonbase.errors import WorkerDied
 _log = logging.getLogger(__name__)
 
 _RECONNECT = 0.1  # seconds between two tries to reach a worker that another process keeps
+_PATIENCE = 2.0
 
 
 class WorkerClient(Protocol):
@@ -27,6 +28,11 @@ class WorkerClient(Protocol):
     @property
     def ready(self) -> bool:
         """Whether the worker has said that it can work."""
+        ...
+
+    @property
+    def worker(self) -> int:
+        """The process id that the worker told of itself when it was ready last."""
         ...
 
     def connected(self, transport: asyncio.WriteTransport) -> None: ...
@@ -52,7 +58,7 @@ class WorkerKeeper(Protocol):
         ...
 
     async def start(self) -> None:
-        """Wait until the client is ready. Raises `WorkerDied` when the worker ends before."""
+        """Wait until the client is ready. Raises `WorkerDied` when a worker kept here ends before."""
         ...
 
     async def close(self) -> None:
@@ -100,11 +106,11 @@ class Connection(asyncio.Protocol):
         self._client.connected(cast("asyncio.WriteTransport", transport))  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        self._listener.heard()
         try:
             self._client.received(data)
         except WorkerDied as error:
             self._listener.hang_up(error)
+        self._listener.heard()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client.lost()
@@ -125,22 +131,25 @@ class WorkerLink:
         suspects: Suspects,
         *,
         hang_timeout: float,
-        end: Callable[[], None],
+        end: Callable[[int], None],
     ) -> None:
-        """`address` is that of the `Supervisor`, and `end` asks it to end the worker: it has been silent for
-        `hang_timeout` seconds while it owed the client an answer, or does not talk sense.
+        """`address` is that of the `Supervisor`, and `end` asks it to end the worker of a process id: it has been
+        silent for `hang_timeout` seconds while it owed the client an answer, or does not talk sense.
         """
         self.suspects = suspects
         self._address = address
         self._client = client
         self._silence = Silence(client, hang_timeout)
         self._end = end
+        self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Also returns when the worker, which may be about to live again, is not ready within seconds."""
         self._task = asyncio.create_task(self._keep())
-        while not self._client.ready:
-            await asyncio.wait([self._task], timeout=_RECONNECT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._ready.wait()
 
     async def close(self) -> None:
         if self._task is not None:
@@ -150,10 +159,12 @@ class WorkerLink:
 
     def heard(self) -> None:
         self._silence.broken()
+        if self._client.ready:
+            self._ready.set()
 
     def hang_up(self, error: WorkerDied) -> None:
         _log.error("the worker at %s is of no use: %s", self._address, error)
-        self._end()
+        self._end(self._client.worker)
 
     async def _keep(self) -> None:
         while True:
@@ -170,7 +181,7 @@ class WorkerLink:
         try:
             while not (await asyncio.wait([connection.lost], timeout=self._silence.look))[0]:
                 if self._client.ready and self._silence.too_long():
-                    self._end()
+                    self._end(self._client.worker)
         finally:
             transport.abort()
             self._client.lost()

@@ -1,8 +1,11 @@
 """Makes the deployment that a table of settings describes: engine, tokenizer and format, not yet started."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from msgspec import Struct
 
 from moonbase.catalog.catalog import Catalog
 from moonbase.catalog.model import Weights
@@ -11,7 +14,10 @@ from moonbase.config import EngineSettings, FormatName, Settings
 from moonbase.engines.base import Engine, Tokenizer
 from moonbase.engines.chaos import ChaosEngine
 from moonbase.engines.echo import EchoEngine
+from moonbase.engines.kept_server import KeptServer, Program, ServerKeeper
+from moonbase.engines.supervisor import Supervisor
 from moonbase.engines.tokenizers.approximate import ApproximateTokenizer
+from moonbase.engines.worker_link import WorkerClient, WorkerKeeper
 from moonbase.errors import ConfigurationError, ModelFileError
 from moonbase.formats.base import Format
 from moonbase.formats.hermes.format import Hermes
@@ -25,19 +31,67 @@ _DEFAULT_FORMAT: FormatName = "kimi-k2-0905"
 _MOONSHOT_URL = "https://api.moonshot.ai/v1"
 
 
+KeptEngine = Supervisor | KeptServer
+
+
+class SharedEngines(Struct, frozen=True):
+    """Who keeps the processes of engines that another process of ours started, by the engine's table in the settings:
+    workers, each for the client that it is given, and servers.
+    """
+
+    workers: Mapping[str, Callable[[WorkerClient], WorkerKeeper]]
+    servers: Mapping[str, ServerKeeper]
+
+
+NOT_SHARED = SharedEngines({}, {})
+
+
 class _Recipe:
     """What a maker has at hand. `key` is the settings' table, for errors."""
 
-    def __init__(self, key: str, engine: EngineSettings, settings: Settings, catalog: Catalog, cache: Path) -> None:
+    def __init__(
+        self,
+        key: str,
+        engine: EngineSettings,
+        settings: Settings,
+        catalog: Catalog,
+        cache: Path,
+        shared: SharedEngines = NOT_SHARED,
+    ) -> None:
         self.key = key
         self.engine = engine
         self.settings = settings
         self.catalog = catalog
         self.cache = cache
+        self.shared = shared
 
 
-def build_deployment(key: str, engine: EngineSettings, settings: Settings, catalog: Catalog, cache: Path) -> Deployment:
-    """The deployment that `engine`, the table `key`, describes.
+def keep_engines(settings: Settings, catalog: Catalog, cache: Path) -> dict[str, KeptEngine]:
+    """What keeps the engines that gateways are to share, by the table that describes each, not yet started.
+
+    Raises `ConfigurationError` or `ModelFileError` naming what is wrong.
+    """
+    tables = {"engine": settings.engine}
+    tables |= {f"deployments.{name}": engine for name, engine in settings.deployments.items()}
+    kept: dict[str, KeptEngine] = {}
+    for key, engine in tables.items():
+        recipe = _Recipe(key, engine, settings, catalog, cache)
+        if engine.name == "openvino":
+            kept[key] = _openvino_worker(recipe)
+        elif engine.name in ("llamacpp", "vllm", "sglang") and engine.url is None:
+            kept[key] = KeptServer(_server_program(recipe))
+    return kept
+
+
+def build_deployment(
+    key: str,
+    engine: EngineSettings,
+    settings: Settings,
+    catalog: Catalog,
+    cache: Path,
+    shared: SharedEngines = NOT_SHARED,
+) -> Deployment:
+    """The deployment that `engine`, the table `key`, describes. It keeps the engine's process if nobody shares it.
 
     Raises `ConfigurationError` or `ModelFileError` naming what is wrong.
     """
@@ -51,7 +105,7 @@ def build_deployment(key: str, engine: EngineSettings, settings: Settings, catal
         "openai": _openai,
         "moonshot": _moonshot,
     }
-    return makers[engine.name](_Recipe(key, engine, settings, catalog, cache))
+    return makers[engine.name](_Recipe(key, engine, settings, catalog, cache, shared))
 
 
 def _echo(recipe: _Recipe) -> Deployment:
@@ -67,22 +121,35 @@ def _chaos(recipe: _Recipe) -> Deployment:
 
 
 def _openvino(recipe: _Recipe) -> Deployment:
-    try:
+    with _openvino_installed(recipe):
         from moonbase.engines.openvino.engine import OpenVINOEngine
+        from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
+
+    path, weights = _model_file(recipe)
+    tokenizer = HuggingFaceTokenizer.read(path)
+    engine = OpenVINOEngine(recipe.engine, path, recipe.shared.workers.get(recipe.key))
+    name = recipe.engine.format or (weights.format if weights else "hermes")
+    thinks = weights is not None and weights.thinks
+    format = _format(name, tokenizer, thinks=thinks, spells_markers=engine.description.spells_markers)
+    return _deployment(recipe, weights.title if weights else path.stem, format, tokenizer, engine)
+
+
+def _openvino_worker(recipe: _Recipe) -> Supervisor:
+    with _openvino_installed(recipe):
+        from moonbase.engines.openvino.engine import Witness, openvino_worker
+
+    return openvino_worker(recipe.engine, _model_file(recipe)[0], Witness())
+
+
+@contextlib.contextmanager
+def _openvino_installed(recipe: _Recipe) -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"{recipe.key}.name: the openvino engine needs the package {error.name}; "
             f"install it with: {sys.executable} -m pip install 'moonbase[openvino]'"
         ) from error
-    from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
-
-    path, weights = _model_file(recipe)
-    tokenizer = HuggingFaceTokenizer.read(path)
-    engine = OpenVINOEngine(recipe.engine, path)
-    name = recipe.engine.format or (weights.format if weights else "hermes")
-    thinks = weights is not None and weights.thinks
-    format = _format(name, tokenizer, thinks=thinks, spells_markers=engine.description.spells_markers)
-    return _deployment(recipe, weights.title if weights else path.stem, format, tokenizer, engine)
 
 
 def _token_server(recipe: _Recipe) -> Deployment:
@@ -94,15 +161,13 @@ def _token_server(recipe: _Recipe) -> Deployment:
     tokenizer = _tokenizer_of_server(recipe, path)
     kind: FormatName = _DEFAULT_FORMAT if isinstance(tokenizer, KimiTokenizer) else "hermes"
     format = _format(settings.format or (weights.format if weights else kind), tokenizer)
-    try:
-        engine = _server_engine(settings.name)(settings, tokenizer, path)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{recipe.key}: {error}") from error
+    with _naming(recipe):
+        engine = _server_engine(settings.name)(settings, tokenizer, path, recipe.shared.servers.get(recipe.key))
     name = weights.title if weights else path.stem if path else settings.model or settings.name
     return _deployment(recipe, name, format, tokenizer, engine)
 
 
-def _server_engine(name: str) -> "Callable[[EngineSettings, Tokenizer, Path | None], Engine]":
+def _server_engine(name: str) -> "Callable[[EngineSettings, Tokenizer, Path | None, ServerKeeper | None], Engine]":
     match name:
         case "llamacpp":
             from moonbase.engines.llamacpp.engine import llamacpp_engine
@@ -116,6 +181,34 @@ def _server_engine(name: str) -> "Callable[[EngineSettings, Tokenizer, Path | No
             from moonbase.engines.sglang import sglang_engine
 
             return sglang_engine
+
+
+def _server_program(recipe: _Recipe) -> Program:
+    """What is started where an engine behind HTTP has no url."""
+    path, _ = _model_file(recipe)
+    with _naming(recipe):
+        match recipe.engine.name:
+            case "llamacpp":
+                from moonbase.engines.llamacpp.engine import llamacpp_program
+
+                return llamacpp_program(recipe.engine, path, recipe.settings.server.workers)
+            case "vllm":
+                from moonbase.engines.vllm import vllm_program
+
+                return vllm_program(recipe.engine, path)
+            case _:
+                from moonbase.engines.sglang import sglang_program
+
+                return sglang_program(recipe.engine, path)
+
+
+@contextlib.contextmanager
+def _naming(recipe: _Recipe) -> Iterator[None]:
+    """Errors in the settings of an engine name its table."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{recipe.key}: {error}") from error
 
 
 def _has_files(recipe: _Recipe) -> bool:
@@ -175,10 +268,8 @@ def _moonshot(recipe: _Recipe) -> Deployment:
 def _chat_deployment(recipe: _Recipe, target: Target, encoder: ConversationEncoder | None) -> ChatDeployment:
     """Named by the model there; without one by its table, or by its kind when it is the only one."""
     table = target.upstream if recipe.key == "engine" else recipe.key.removeprefix("deployments.")
-    try:
+    with _naming(recipe):
         return ChatDeployment(target.model or table, target, recipe.engine, encoder)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{recipe.key}: {error}") from error
 
 
 def _deployment(recipe: _Recipe, name: str, format: Format, tokenizer: Tokenizer, engine: Engine) -> TokenDeployment:

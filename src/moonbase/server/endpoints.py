@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
 import msgspec
@@ -26,7 +26,6 @@ from moonbase.service.ids import Ids
 from moonbase.service.models import served_models
 from moonbase.service.views import RequestUsageView, UsageView
 from moonbase.store.records import Caller, Endpoint
-from moonbase.telemetry import Metrics
 
 T = TypeVar("T")
 
@@ -176,11 +175,12 @@ class UsageEndpoints:
 class OperationEndpoints:
     """Health, metrics and the description of the interface, without an account."""
 
-    def __init__(self, settings: Settings, router: Router, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, router: Router, exposition: Callable[[], Awaitable[bytes]]) -> None:
+        """`exposition` gives the metrics in Prometheus' text format."""
         self._document = msgspec.json.encode(document())
         self._token = settings.metrics.token
         self._router = router
-        self._metrics = metrics
+        self._exposition = exposition
 
     async def healthz(self, exchange: Exchange) -> None:
         """The process answers."""
@@ -197,7 +197,7 @@ class OperationEndpoints:
         given = bearer(exchange.header(b"authorization"))
         if self._token is None or not secrets.compare_digest(given.encode(), self._token.encode()):
             raise InvalidAuthentication
-        body = self._metrics.exposition()
+        body = await self._exposition()
         await exchange.respond(body, content_type=b"text/plain; version=0.0.4; charset=utf-8", headers=[])
 
     async def openapi(self, exchange: Exchange) -> None:

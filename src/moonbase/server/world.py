@@ -1,7 +1,7 @@
 """Builds everything a server needs, in one place, and takes it down again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from msgspec import Struct
 from starlette.types import ASGIApp
 
 from moonbase.accounts.accounts import Accounts
-from moonbase.accounts.changes import milliseconds
+from moonbase.accounts.changes import Changes, milliseconds
+from moonbase.accounts.keys import Keys
 from moonbase.accounts.limits import Counters
 from moonbase.accounts.shared_counters import SharedCounters
 from moonbase.catalog.catalog import Catalog, load_catalog
@@ -20,32 +21,66 @@ from moonbase.router.deployment import Deployment
 from moonbase.router.router import Router
 from moonbase.server.admin import admin_endpoints
 from moonbase.server.app import Served, build_app
-from moonbase.server.deployments import build_deployment
+from moonbase.server.deployments import NOT_SHARED, SharedEngines, build_deployment
 from moonbase.server.endpoints import AccountEndpoints, ChatEndpoint, CountEndpoint, OperationEndpoints, UsageEndpoints
 from moonbase.service.chat import ChatService
 from moonbase.service.ids import Ids
 from moonbase.store.database import Database, database_url, spool_folder
-from moonbase.store.migrate import migrate
 from moonbase.store.shared_counters import SharedStore
 from moonbase.telemetry import Metrics
 
 
+class Summary(Struct, frozen=True):
+    """What serves: `default` is the name of the deployment for all models without one of their own.
+
+    `window` is its own one in tokens, None without limit; `ready` is whether it can be reached; `others` is how many
+    more deployments there are.
+    """
+
+    default: str
+    window: int | None
+    ready: bool
+    others: int
+
+
 class World(Struct, frozen=True):
-    """A server ready to listen. `first_key` is the secret made at the first start of a database, else None."""
+    """A server ready to listen."""
 
     app: ASGIApp
     router: Router
-    first_key: str | None
+
+    def summary(self) -> Summary:
+        default = self.router.default
+        others = len(list(self.router.deployments)) - 1
+        return Summary(default.name, default.own_window, default.ready, others)
+
+
+async def first_key(settings: Settings, home: Path) -> str | None:
+    """The secret made at the first start of a database, once; else None.
+
+    For the end of a start: one that fails must not have made a key. Raises `ConfigurationError`.
+    """
+    async with Database(database_url(settings.database.url, home)) as database:
+        changes = Changes(database, "moonbase", milliseconds)
+        return await Keys(changes, currency=settings.billing.currency, models=()).first_start()
 
 
 @asynccontextmanager
-async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metrics) -> AsyncIterator[World]:
+async def build_world(
+    settings: Settings,
+    home: Path,
+    cache: Path,
+    metrics: Metrics,
+    exposition: Callable[[], Awaitable[bytes]],
+    shared: SharedEngines = NOT_SHARED,
+) -> AsyncIterator[World]:
     """Open the database, start the engine, put the layers together; leaving takes all down in reverse.
 
-    Raises `ConfigurationError` or `ModelFileError` for what stops a start.
+    `metrics` are counted here, `exposition` gives those of all processes of the server, and `shared` are the engines
+    that another process keeps. The database has all tables. Raises `ConfigurationError` or `ModelFileError` for what
+    stops a start.
     """
     url = database_url(settings.database.url, home)
-    await migrate(url)
     catalog = load_catalog(settings.models)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(url))
@@ -53,14 +88,12 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
             Accounts(
                 database,
                 spool_folder(url, home),
-                currency=settings.billing.currency,
                 durability=settings.billing.durability,
                 grace=settings.database.grace,
                 counters=await _open_counters(settings.limits, metrics, stack),
             )
         )
-        router = await _start_deployments(settings, catalog, cache, stack)
-        first_key = await accounts.keys.first_start()  # last: a start that fails must not have made a key
+        router = await _start_deployments(settings, catalog, cache, shared, stack)
         ids = Ids()
         chat = ChatService(settings, catalog, router, accounts.ledger, accounts.prices, metrics)
         for deployment in router.deployments:
@@ -69,7 +102,7 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
         openai, anthropic = OpenAI(), Anthropic()
         account_endpoints = AccountEndpoints(accounts, catalog, router)
         usage = UsageEndpoints(accounts)
-        operations = OperationEndpoints(settings, router, metrics)
+        operations = OperationEndpoints(settings, router, exposition)
         chats, messages = ChatEndpoint("chat", accounts, chat, ids), ChatEndpoint("messages", accounts, chat, ids)
         counts = CountEndpoint(accounts, chat)
         routes = [
@@ -89,7 +122,7 @@ async def build_world(settings: Settings, home: Path, cache: Path, metrics: Metr
             routes.append(Served(operation.method, operation.path, endpoint, openai))
         if settings.metrics.token is not None:
             routes.append(Served("GET", "/metrics", operations.metrics, openai))
-        yield World(build_app(settings, routes, openai, metrics, ids), router, first_key)
+        yield World(build_app(settings, routes, openai, metrics, ids), router)
 
 
 async def _open_counters(settings: LimitsSettings, metrics: Metrics, stack: AsyncExitStack) -> Counters | None:
@@ -102,11 +135,13 @@ async def _open_counters(settings: LimitsSettings, metrics: Metrics, stack: Asyn
     return await stack.enter_async_context(counters)
 
 
-async def _start_deployments(settings: Settings, catalog: Catalog, cache: Path, stack: AsyncExitStack) -> Router:
+async def _start_deployments(
+    settings: Settings, catalog: Catalog, cache: Path, shared: SharedEngines, stack: AsyncExitStack
+) -> Router:
     """All deployments, started side by side; `stack` closes them."""
-    default = build_deployment("engine", settings.engine, settings, catalog, cache)
+    default = build_deployment("engine", settings.engine, settings, catalog, cache, shared)
     named = {
-        name: build_deployment(f"deployments.{name}", engine, settings, catalog, cache)
+        name: build_deployment(f"deployments.{name}", engine, settings, catalog, cache, shared)
         for name, engine in settings.deployments.items()
     }
     try:

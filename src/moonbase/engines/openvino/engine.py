@@ -64,14 +64,14 @@ class OpenVINOEngine:
             reports_cached=True,
             spells_markers=True,
         )
-        self._worker = keeper(self) if keeper is not None else openvino_worker(settings, model, self)
-        self._worker_pid = 0
+        self.worker = 0
+        self._keeper = keeper(self) if keeper is not None else openvino_worker(settings, model, self)
         self._transport: asyncio.WriteTransport | None = None
         self._reader = protocol.FrameReader()
         self._jobs: dict[int, _Job] = {}
         self._queue: deque[_Job] = deque()
         self._last_number = 0
-        self._suspects = self._worker.suspects
+        self._suspects = self._keeper.suspects
         self._suspect_runs = False
         self.ready = False
         self.running = 0
@@ -87,16 +87,16 @@ class OpenVINOEngine:
     @property
     def worker_pid(self) -> int | None:
         """The worker's process id, None while it is being started again."""
-        return self._worker.pid
+        return self._keeper.pid
 
     async def start(self) -> None:
         try:
-            await self._worker.start()
+            await self._keeper.start()
         except WorkerDied as error:
             raise ModelFileError(f"{self._model}: cannot be loaded ({error})") from error
 
     async def close(self) -> None:
-        await self._worker.close()
+        await self._keeper.close()
         while self._queue:
             self._queue.popleft().generation.fail(EngineUnavailable(_RESTART_SECONDS))
 
@@ -134,7 +134,7 @@ class OpenVINOEngine:
                 case protocol.Failed(number, kind, reason):
                     self._fail(number, EngineOverloaded() if kind == "overloaded" else _refusal(reason))
                 case protocol.Ready(_, pid):
-                    self._worker_pid = pid
+                    self.worker = pid
                     self.ready = True
         for job, collected in deltas.items():
             job.generation.put(collected)
@@ -149,7 +149,7 @@ class OpenVINOEngine:
         for job in fallen.values():
             self._suspects.fell(job.request)
             job.generation.fail(EngineUnavailable(_RESTART_SECONDS))
-        self._suspects.settle(died=self._worker_pid)
+        self._suspects.settle(died=self.worker)
 
     def _collect(self, output: protocol.Output, deltas: dict[_Job, list[Delta]]) -> None:
         job = self._jobs.get(output.generation)
@@ -232,6 +232,7 @@ class Witness:
 
     def __init__(self) -> None:
         self.ready = False
+        self.worker = 0
         self._reader = protocol.FrameReader()
 
     def connected(self, transport: asyncio.WriteTransport) -> None:
@@ -239,7 +240,9 @@ class Witness:
 
     def received(self, data: bytes) -> None:
         for message in protocol.read(self._reader, data):
-            self.ready = self.ready or isinstance(message, protocol.Ready)
+            if isinstance(message, protocol.Ready):
+                self.worker = message.pid
+                self.ready = True
 
     def lost(self) -> None:
         self.ready = False
