@@ -30,17 +30,20 @@ def ready(url: URL) -> URL:
     return url
 
 
-def _servers(start: StartServer, url: URL, count: int) -> list[Server]:
-    address = url.render_as_string(hide_password=False)
-    return [start("--set", f"database.url={address}", "--set", "engine.max_waiting=2000") for _ in range(count)]
+def _servers(start: StartServer, url: URL, count: int, *options: str) -> list[Server]:
+    options += ("--set", f"database.url={url.render_as_string(hide_password=False)}")
+    return [start(*options, "--set", "engine.max_waiting=2000") for _ in range(count)]
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize(
+    ("count", "workers"), [(1, 1), (3, 1), (1, 3)], ids=["one process", "three servers", "three workers"]
+)
 def test_of_a_thousand_requests_at_once_exactly_those_paid_for_succeed(
-    start_server: StartServer, ready: URL, processes: int
+    start_server: StartServer, ready: URL, redis_url: str, count: int, workers: int
 ) -> None:
     key = prepaid_key(ready, "org-ten", cash=10 * COST)
-    servers = _servers(start_server, ready, processes)
+    options = ("--workers", str(workers), "--set", f"limits.redis_url={redis_url}") if workers > 1 else ()
+    servers = _servers(start_server, ready, count, *options)
     endings = ask_at_once([server.port for server in servers], chat_body(TEXT, max_tokens=MAX_TOKENS), key, 1_000)
     assert endings == {(200, ""): 10, (429, "exceeded_current_quota_error"): 990}
     for server in servers:

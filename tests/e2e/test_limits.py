@@ -158,16 +158,18 @@ def test_a_request_asks_redis_once_at_most(start_server: StartServer, redis: Red
     assert 0 < redis.calls("evalsha") - before <= 20
 
 
+@pytest.mark.parametrize(("servers", "workers"), [(3, 1), (1, 3)], ids=["three servers", "three workers"])
 def test_processes_that_share_a_redis_let_exactly_the_limit_through(
-    start_server: StartServer, redis: RedisChild
+    start_server: StartServer, redis: RedisChild, servers: int, workers: int
 ) -> None:
-    first = start_server("--set", f"limits.redis_url={redis.url}")
+    redis_options = ("--set", f"limits.redis_url={redis.url}", "--workers", str(workers))
+    first = start_server(*redis_options)
     url = database_url(None, first.home)
-    options = ("--set", f"limits.redis_url={redis.url}", "--set", f"database.url=sqlite:///{url.database}")
-    servers = [first, start_server(*options), start_server(*options)]
-    key = prepaid_key(url, "org-three", limits=Limits(rpm=100))
+    options = (*redis_options, "--set", f"database.url=sqlite:///{url.database}")
+    ports = [first.port, *[start_server(*options).port for _ in range(servers - 1)]]
+    key = prepaid_key(url, f"org-three-{workers}", limits=Limits(rpm=100))
     _wait_for_a_minute_with(15)  # the servers took their time
-    endings = ask_at_once([server.port for server in servers], _body(max_tokens=1), key, 300)
+    endings = ask_at_once(ports, _body(max_tokens=1), key, 300)
     assert endings == {(200, ""): 100, (429, "rate_limit_reached_error"): 200}
 
 
