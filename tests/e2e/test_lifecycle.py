@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,36 @@ def test_a_used_port_stops_the_start_and_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         sentence = refused_start(tmp_path, "--port", str(port), port=None)
     assert sentence.startswith(f"server.port: cannot listen on 127.0.0.1 port {port} (")
+
+
+@pytest.mark.parametrize("key", ["server.port", "server.china_port"])
+def test_of_two_servers_that_start_at_once_on_a_port_one_stops(tmp_path: Path, key: str) -> None:
+    """Neither listens yet while the other looks."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ("--set", f"{key}={port}") if key != "server.port" else ()
+    main_port = port if key == "server.port" else 0
+
+    def start(number: int) -> Server | StartFailed:
+        try:
+            return Server(_folder(tmp_path / str(number)), *options, port=main_port)
+        except StartFailed as failed:
+            return failed
+
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(start, range(2)))
+    (server,) = [outcome for outcome in outcomes if isinstance(outcome, Server)]
+    (failed,) = [outcome for outcome in outcomes if isinstance(outcome, StartFailed)]
+    server.close()
+    assert (failed.code, failed.stderr.startswith(f"moonbase: {key}: cannot listen on 127.0.0.1 port {port} (")) == (
+        2,
+        True,
+    )
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_a_used_metrics_port_stops_the_start_and_is_named(tmp_path: Path) -> None:
