@@ -1,8 +1,8 @@
-"""What do a key, a reservation and a settlement cost a request, and how often is the database asked for them?
+"""What do a key, limits, a reservation and a settlement cost a request, and how often is the database asked for them?
 
 `python -m benchmarks.ledger [--requests 20000] [--rounds 5] [--database URL]`
 
-Requests of one prepaid organization with plenty of money, one after the other, without any HTTP. "On the request's
+Requests of one prepaid organization with plenty of money and four limits, one after the other, without any HTTP. "On the request's
 path" is what runs before its answer can end; "all" adds the task that writes the records to the database, and leases.
 """
 
@@ -25,7 +25,7 @@ from moonbase.store.database import Database, database_url
 from moonbase.store.keys import add_key, add_organization, add_project
 from moonbase.store.ledger import change_balance
 from moonbase.store.migrate import migrate
-from moonbase.store.records import Entry, Key, Organization, Project
+from moonbase.store.records import Entry, Key, Limits, Organization, Project
 
 _PRICE = Price(
     since=datetime.date(2025, 9, 5), miss=600_000_000, hit=150_000_000, write=600_000_000, output=2_500_000_000
@@ -100,7 +100,16 @@ def _counted(database: Database) -> list[str]:
 
 async def _payer(database: Database) -> str:
     secret = ids.secret()
-    organization = Organization(id="org-a", uid="u", name="a", tier=5, currency="USD", postpaid=False, created_at=0)
+    organization = Organization(
+        id="org-a",
+        uid="u",
+        name="a",
+        tier=5,
+        currency="USD",
+        postpaid=False,
+        created_at=0,
+        limits=Limits(concurrency=1_000, rpm=10**9, tpm=10**12, tpd=10**12),
+    )
     project = Project(id="proj-a", organization_id="org-a", name="a", created_at=0)
     key = Key(id="ak-a", project_id="proj-a", name="a", hint="", created_at=0)
     money = Entry(

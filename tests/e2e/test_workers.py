@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from tests.e2e.conftest import StartServer
@@ -184,6 +185,8 @@ def test_metrics_of_all_gateways_are_in_every_scrape(start: StartServer) -> None
         return reply.status == 200 and counted in reply.body.decode()
 
     eventually(scraped)
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        assert counted in response.read().decode()
     assert server.stop() == 0
 
 

@@ -163,13 +163,14 @@ class Keeper:
             started = time.monotonic()
             try:
                 await self._life(ready)
-            except (OSError, WorkerDied, ConfigurationError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the process must live again
                 if not became_ready.done():
                     became_ready.set_exception(WorkerDied(str(error)))
                     return
                 if self._closing:
                     return
-                _log.error("the %s ended: %s", self._name, error)
+                expected = isinstance(error, OSError | WorkerDied | ConfigurationError)
+                _log.error("the %s ended: %s", self._name, error, exc_info=not expected)
             ends = 1 if time.monotonic() - started > _STABLE else ends + 1
             self.restarts += 1
             await asyncio.sleep(0 if ends == 1 else min(0.25 * 2**ends, _LONGEST_PAUSE))

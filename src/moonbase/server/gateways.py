@@ -135,8 +135,8 @@ class _Gateway:
             raise ConfigurationError(str(error)) from error
 
     async def close(self, patience: float) -> None:
-        """End it, after so many seconds in which it may end by itself."""
-        await self._keeper.close(patience)
+        """End it, after so many seconds in which it may end by itself; one that only begins is not waited for."""
+        await self._keeper.close(patience if self._channel is not None else 0.0)
 
     def send(self, message: ToGateway) -> None:
         """One that is just being started is told the present state when it begins."""
