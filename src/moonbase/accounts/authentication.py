@@ -1,6 +1,7 @@
 """Who calls: secrets to callers, remembered for two seconds."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from hashlib import sha256
 from typing import TypeVar
@@ -12,6 +13,8 @@ from moonbase.errors import DatabaseUnavailable, InvalidAuthentication
 from moonbase.store.database import Database
 from moonbase.store.keys import find_callers
 from moonbase.store.records import Caller
+
+log = logging.getLogger(__name__)
 
 KEY_TTL_MS = 2_000  # how long a key that another process revoked may still work here
 _REFRESH_S = 1.0
@@ -130,6 +133,8 @@ class Authenticator:
                 await self.refresh()
             except DatabaseUnavailable:
                 continue  # keys that grow too old meanwhile are looked up on use, which tells the caller
+            except Exception:  # a bug; without the task every use of a key would ask the database
+                log.exception("keys cannot be read")
 
     def _is_recent(self, then: int, lifetime: int = KEY_TTL_MS) -> bool:
         return 0 <= self._clock() - then < lifetime  # 0: a clock set back makes everything old

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import logging
 from collections.abc import Sequence
 
 from moonbase.accounts.price_list import repriced
@@ -12,6 +13,8 @@ from moonbase.errors import DatabaseUnavailable
 from moonbase.store.database import Database
 from moonbase.store.prices import list_prices
 from moonbase.store.records import PriceRow
+
+log = logging.getLogger(__name__)
 
 _REFRESH_S = 2.0
 
@@ -63,3 +66,5 @@ class Prices:
                 await self.refresh()
             except DatabaseUnavailable:
                 continue  # those who keep the books say so
+            except Exception:  # a bug; without the task prices would stay what they are
+                log.exception("prices cannot be read")
