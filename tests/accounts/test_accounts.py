@@ -214,7 +214,7 @@ def test_there_are_no_tokens_that_cannot_be(prompt: int, cached: int, output: in
 
 
 async def test_the_balance_is_the_credit_less_the_cost_pending_records_included(
-    accounts: Accounts, database: Database
+    accounts: Accounts, keys: Keys, database: Database
 ) -> None:
     _, secret = await keys.create(NewKey(name="mine"))
     caller = await accounts.authenticate(secret)

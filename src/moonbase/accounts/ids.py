@@ -52,11 +52,6 @@ def admin_secret() -> str:
     return "adm-" + _random(_ALPHANUMERIC, _SECRET_LENGTH - 4)
 
 
-def is_secret(text: str) -> bool:
-    """Whether `text` can be a secret at all; what cannot is not worth looking up."""
-    return len(text) == _SECRET_LENGTH and text.startswith("sk-") and text.isascii()
-
-
 def secret_hash(secret: str) -> str:
     """What is stored of a secret: its SHA-256 in hexadecimal."""
     return hashlib.sha256(secret.encode()).hexdigest()
