@@ -1,6 +1,7 @@
 """A gateway process of several: `python -m moonbase.server.gateway FD`, FD being its end of a channel to its parent."""
 
 import asyncio
+import logging
 import socket
 import sys
 from collections import deque
@@ -15,6 +16,8 @@ from moonbase.server.channel import Begin, Channel, ToGateway, ToParent
 from moonbase.server.serving import HttpServer
 from moonbase.server.shared import Shared
 from moonbase.server.world import World, build_world
+
+log = logging.getLogger("moonbase.server")
 
 _COUNTING = 1.0  # seconds between two reports of what was counted
 
@@ -51,15 +54,23 @@ class Gateway:
         self._parent.send(channel.Serving(world.summary()))
 
     async def _obey(self) -> None:
-        async for message in self._parent.messages():
-            match message:
-                case channel.Moved() | channel.Testified():
-                    self._shared.hear(message)
-                case channel.Scraped(exposition):
-                    self._scrapes.popleft().set_result(exposition)
-                case channel.Stop(cut):
-                    self._stop(cut=cut)
-        self._stop(cut=False)  # the parent is gone, and the engines with it
+        try:
+            async for message in self._parent.messages():
+                self._received(message)
+        except Exception:  # a bug; a gateway that obeys no more would be in the way for ever
+            log.exception("the gateway failed its parent and ends")
+        self._stop(cut=False)  # else the parent is gone, and the engines with it
+
+    def _received(self, message: ToGateway) -> None:
+        match message:
+            case channel.Moved() | channel.Testified():
+                self._shared.hear(message)
+            case channel.Scraped(exposition):
+                answer = self._scrapes.popleft()
+                if not answer.done():  # who asked may have been cut off
+                    answer.set_result(exposition)
+            case channel.Stop(cut):
+                self._stop(cut=cut)
 
     def _stop(self, *, cut: bool) -> None:
         if self._server is None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 
 from moonbase.catalog.catalog import load_catalog
@@ -86,10 +87,7 @@ class Gateways:
             stack.push_async_callback(engine.close)
             if isinstance(engine, KeptServer):
                 engine.on_change(self._teller(name, engine))
-        try:
-            await _start([engine.start for engine in self._engines.values()])
-        except WorkerDied as error:
-            raise ModelFileError(f"an engine ended before it could work: {error}") from error
+        await _start([partial(_start_engine, name, engine) for name, engine in self._engines.items()])
 
     def _teller(self, name: str, engine: KeptServer) -> Callable[[], None]:
         return lambda: self._tell(channel.Moved(name, engine.life))
@@ -188,6 +186,13 @@ async def _start(starts: list[Callable[[], Coroutine[None, None, None]]]) -> Non
                 starting.create_task(start())
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures
+
+
+async def _start_engine(name: str, engine: KeptEngine) -> None:
+    try:
+        await engine.start()
+    except WorkerDied as error:
+        raise ModelFileError(f"{name}: it ended before it could work ({error})") from error
 
 
 def _place(engine: KeptEngine) -> Place:
