@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moonbase.cli.keys import app
+from moonbase.cli.orgs import app as orgs
 from moonbase.errors import NotFound
 
 cli = CliRunner()
@@ -38,6 +39,7 @@ def test_standard_error_says_where_a_database_is_made(home: Path) -> None:
 
 
 def test_where_there_are_no_keys_standard_error_says_how_to_make_one() -> None:
+    cli.invoke(orgs, ["create", "--name", "acme"])
     result = cli.invoke(app, ["list"])
     assert result.stdout == ""
     assert result.stderr.endswith("There are no keys; make one with `moonbase keys create --name NAME`.\n")
@@ -68,6 +70,7 @@ def test_a_revoked_key_is_listed_with_its_time() -> None:
 
 
 def test_an_unknown_key_is_an_error_of_our_tree() -> None:
+    _create("laptop")
     assert isinstance(cli.invoke(app, ["revoke", "ak-none"]).exception, NotFound)
 
 

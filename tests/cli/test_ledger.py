@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from moonbase.cli.keys import app as keys
 from moonbase.cli.ledger import app
-from moonbase.errors import WriteOffRefused
+from moonbase.errors import ConfigurationError, WriteOffRefused
 
 cli = CliRunner()
 
@@ -27,8 +27,21 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connect
 def test_books_that_agree_are_said_to(database: sqlite3.Connection) -> None:
     result = cli.invoke(app, ["check"])
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "Every balance, lease, charge and rollup agrees with what it is made of.\n"
+    assert result.stderr == (
+        "Every balance, lease, charge and rollup agrees with what it is made of (organizations: 1, usage records: 0).\n"
+    )
     database.close()
+
+
+@pytest.mark.parametrize("command", ["check", "leases"])
+def test_where_there_is_no_database_nothing_is_said_to_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("MOONBASE_HOME", str(tmp_path / "elsewhere"))
+    result = cli.invoke(app, [command])
+    assert isinstance(result.exception, ConfigurationError)
+    assert str(result.exception).startswith(f"there is no database at {tmp_path / 'elsewhere' / 'moonbase.db'}; ")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_books_that_do_not_agree_are_an_exit_code_and_a_line_that_says_where(database: sqlite3.Connection) -> None:

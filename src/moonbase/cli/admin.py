@@ -22,7 +22,7 @@ def create(name: NameOption, config_file: ConfigOption = None) -> None:
     from moonbase.accounts.requests import NewAdminKey
 
     new = request(NewAdminKey, name=name)
-    key, secret = administer(config_file, lambda administration: administration.admins.create(new))
+    key, secret = administer(config_file, lambda administration: administration.admins.create(new), makes=True)
     typer.echo(secret)
     typer.echo(f"Created {key.id} ({name}). Keep the secret: it is not shown again.", err=True)
 

@@ -27,8 +27,8 @@ TpmOption = Annotated[str | None, typer.Option("--tpm", help="Most tokens a minu
 TpdOption = Annotated[str | None, typer.Option("--tpd", help="Most tokens a day.", metavar="N|none")]
 
 
-def administer(config_file: Path | None, use: "Callable[[Administration], Awaitable[T]]") -> T:
-    """What `use` makes of the configured database, as the user who runs this command."""
+def administer(config_file: Path | None, use: "Callable[[Administration], Awaitable[T]]", *, makes: bool = False) -> T:
+    """What `use` makes of the configured database, as the user who runs this command; see `with_database`."""
     from moonbase.accounts.administration import Administration
     from moonbase.catalog.catalog import load_catalog
 
@@ -36,7 +36,7 @@ def administer(config_file: Path | None, use: "Callable[[Administration], Awaita
         catalog = load_catalog(settings.models)
         return await use(Administration(database, actor(), catalog, currency=settings.billing.currency))
 
-    return with_database(config_file, run)
+    return with_database(config_file, run, makes=makes)
 
 
 def request(type_: type[T], /, **fields: Any) -> T:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from moonbase.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from moonbase.config import Settings
     from moonbase.store.database import Database
@@ -13,8 +15,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def with_database(config_file: Path | None, use: "Callable[[Database, Settings], Awaitable[T]]") -> T:
-    """What `use` makes of the configured database, which is created or updated first; a new file is told of."""
+def with_database(
+    config_file: Path | None, use: "Callable[[Database, Settings], Awaitable[T]]", *, makes: bool = False
+) -> T:
+    """What `use` makes of the configured database, which is updated first.
+
+    Where there is none, a command that `makes` one tells of it; others would look at nothing, and raise
+    `ConfigurationError`.
+    """
     import asyncio
 
     from moonbase import config  # with SQLAlchemy half a second, which `--help` should not cost
@@ -26,6 +34,11 @@ def with_database(config_file: Path | None, use: "Callable[[Database, Settings],
     async def run() -> T:
         database = Database(database_url(settings.database.url, config.home()))
         new = database.path is not None and not database.path.exists()
+        if new and not makes:
+            raise ConfigurationError(
+                f"there is no database at {database}; a server's first start makes one. If its server has a "
+                "configuration file, give that with --config; else MOONBASE_HOME must be the same"
+            )
         await migrate(database.url)
         if new:
             typer.echo(f"Made the database {database}.", err=True)

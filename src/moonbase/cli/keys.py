@@ -74,7 +74,7 @@ def create(
 
     scopes = _scopes(models, endpoints, expires)
     new = request(NewKey, name=name, project_id=project_id, limits=caps(concurrency, rpm, tpm, tpd), **scopes)
-    key, secret = administer(config_file, lambda administration: administration.keys.create(new))
+    key, secret = administer(config_file, lambda administration: administration.keys.create(new), makes=True)
     typer.echo(secret)
     typer.echo(f"Created {key.id} ({name}). Keep the secret: it is not shown again.", err=True)
 

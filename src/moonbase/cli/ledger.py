@@ -23,19 +23,20 @@ def check(config_file: ConfigOption = None) -> None:
 
     Safe while servers run. Tab-separated lines name what is wrong; money is in nano-units.
     """
-    from moonbase.store.ledger import find_imbalances
+    from moonbase.store.ledger import count_checked, find_imbalances
 
-    async def find(database: "Database", _: "Settings") -> "list[Imbalance]":
+    async def find(database: "Database", _: "Settings") -> "tuple[tuple[int, int], list[Imbalance]]":
         async with database.snapshot() as connection:
-            return await find_imbalances(connection)
+            return await count_checked(connection), await find_imbalances(connection)
 
-    found = with_database(config_file, find)
+    (organizations, records), found = with_database(config_file, find)
     for each in found:
         typer.echo(f"{each.organization_id}\t{each.what}\t{each.stored}\t{each.computed}")
     if found:
         typer.echo(f"{len(found)} sums do not agree (organization, what, stored, computed).", err=True)
         raise typer.Exit(1)
-    typer.echo("Every balance, lease, charge and rollup agrees with what it is made of.", err=True)
+    looked_at = f"organizations: {organizations:,}, usage records: {records:,}"
+    typer.echo(f"Every balance, lease, charge and rollup agrees with what it is made of ({looked_at}).", err=True)
 
 
 @app.command()

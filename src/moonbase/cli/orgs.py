@@ -58,7 +58,7 @@ def create(
         limits=caps(concurrency, rpm, tpm, tpd),
         **given(tier=tier),
     )
-    made = administer(config_file, lambda administration: administration.organizations.create(new))
+    made = administer(config_file, lambda administration: administration.organizations.create(new), makes=True)
     typer.echo(made.id)
     typer.echo(f"Created the organization {name}, which pays in {made.currency}.", err=True)
 

@@ -42,7 +42,7 @@ def set_(
 
     optional = given(hit=hit, write=write)
     new = request(NewPrice, model=model, currency=currency, since=since, miss=miss, output=output, **optional)
-    administer(config_file, lambda administration: administration.prices.set(new))
+    administer(config_file, lambda administration: administration.prices.set(new), makes=True)
     typer.echo(f"{model} costs that in {currency} from {since} on.", err=True)
 
 

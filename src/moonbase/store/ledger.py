@@ -261,6 +261,14 @@ async def find_imbalances(connection: AsyncConnection) -> list[Imbalance]:
     ]
 
 
+async def count_checked(connection: AsyncConnection) -> tuple[int, int]:
+    """How many organizations and usage records `find_imbalances` looks at."""
+    row = (
+        await connection.execute(text("SELECT (SELECT count(*) FROM organization), (SELECT count(*) FROM usage)"))
+    ).one()
+    return int(row[0]), int(row[1])
+
+
 def _covered(needs: Sequence[int], money: int) -> int:
     """The sum of those of `needs`, taken in order, that `money` is enough for."""
     taken = 0
