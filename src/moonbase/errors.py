@@ -23,6 +23,7 @@
         ├── PermissionDenied            403  permission_denied_error       a key that does not open this endpoint
         ├── ModelNotFound               404  resource_not_found_error
         ├── NotFound                    404  resource_not_found_error      an id that names nothing
+        │   └── UnknownOperation        404  resource_not_found_error      a path that the admin API has not
         ├── RequestTimeout              408  request_timeout_error
         ├── Conflict                    409  conflict_error                what is there does not allow the change
         │   └── BalanceTooLow           409  a change of a balance would take what is spoken for
@@ -212,6 +213,14 @@ class NotFound(ApiError):
     def __init__(self, what: str, id: str) -> None:
         super().__init__(f"there is no {what} {id!r}")
         self.what = what
+
+
+class UnknownOperation(NotFound):
+    """A path or method of the admin API that there is not. The message says what there is."""
+
+    def __init__(self, message: str) -> None:
+        ApiError.__init__(self, message)
+        self.what = "operation"
 
 
 class Conflict(ApiError):

@@ -142,8 +142,9 @@ async def test_credit_and_corrections_are_entries_and_sum_to_the_balance(
     credit = administration.credit
     await credit.add(organization.id, NewCredit(amount="12.000000001", note="invoice 7"))
     await credit.add(organization.id, NewCredit(amount="5", kind="voucher", currency="USD"))
-    balance = await credit.correct(organization.id, NewCorrection(amount="-2.5", kind="voucher", note="mistake"))
-    assert balance == await credit.balance(organization.id) == Balance(12_000_000_001, 2_500_000_000)
+    standing = await credit.correct(organization.id, NewCorrection(amount="-2.5", kind="voucher", note="mistake"))
+    assert standing == await credit.balance(organization.id)
+    assert standing.balance == Balance(12_000_000_001, 2_500_000_000)
     entries = await credit.entries(organization.id)
     assert [(each.kind, each.cash_nano, each.voucher_nano, each.note) for each in entries] == [
         ("correction", 0, -2_500_000_000, "mistake"),

@@ -77,10 +77,11 @@ def test_a_key_opens_what_it_was_made_for() -> None:
 def test_money_comes_and_goes() -> None:
     owner = organization()
     result = cli.invoke(app, ["credit", "add", owner, "12.5", "--note", "invoice 7"])
-    assert result.stderr == f"{owner} has 12.50 available now.\n"
-    run("credit", "add", owner, "3", "--voucher")
+    assert result.stderr == "acme (USD, tier 1): cash 12.50, voucher 0.00, available 12.50\n"
+    for _ in range(2):
+        run("credit", "add", owner, "3", "--voucher", "--idempotency-key", "gift")
     run("credit", "take", owner, "1.25", "--voucher", "--note", "mistake")
-    balance = {"available": "14.25", "voucher": "1.75", "cash": "12.50"}
+    balance = {"available": "14.25", "voucher": "1.75", "cash": "12.50", "currency": "USD"}
     assert json.loads(run("credit", "show", owner, "--format", "json")) == balance
     rows = list(csv.DictReader(run("credit", "entries", owner, "--format", "csv").splitlines()))
     assert [(row["kind"], row["cash"], row["voucher"], row["note"]) for row in rows] == [

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -25,9 +26,12 @@ class Admin:
         self.secret = admin(server, "admin", "create", "--name", "ops")
         eventually(lambda: self.call("GET", "organizations").status == 200)
 
-    def call(self, method: str, path: str, body: Any = None, *, secret: str | None = None) -> Reply:
+    def call(
+        self, method: str, path: str, body: Any = None, *, secret: str | None = None, once: str | None = None
+    ) -> Reply:
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        return self.server.request(method, f"/admin/v1/{path}", content, key=secret or self.secret)
+        headers = {} if once is None else {"Idempotency-Key": once}
+        return self.server.request(method, f"/admin/v1/{path}", content, key=secret or self.secret, headers=headers)
 
     def make(self, method: str, path: str, body: Any = None) -> Any:
         reply = self.call(method, path, body)
@@ -60,7 +64,29 @@ def boss(start_module_server: StartServer) -> Admin:
 def test_without_an_admin_key_the_paths_do_not_exist(echo: Server) -> None:
     for key in (echo.key, f"adm-{'a' * 47}", "x"):
         reply = echo.get("/admin/v1/organizations", key=key)
-        assert (reply.status, reply.json["error"]) == (404, "url.not_found")
+        assert (reply.status, reply.json["error"]["type"]) == (404, "resource_not_found_error")
+        assert reply.json["error"]["message"].startswith("the admin API opens with the first admin key")
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "nothing"), ("PUT", "organizations"), ("POST", "usage")])
+def test_what_the_admin_api_has_not_is_said_in_english(boss: Admin, method: str, path: str) -> None:
+    reply = boss.call(method, path)
+    assert (reply.status, reply.json["error"]["type"]) == (404, "resource_not_found_error")
+    assert reply.json["error"]["message"] == f"there is no {method} /admin/v1/{path}; /openapi.json has what there is"
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("usage?by=model", "The query contains unknown parameter `by`; there are: group_by, from, to, project_id, "),
+        ("usage?from=yesterday", "the query parameter `from` is illegal: Invalid "),
+        ("audit?limit=0", "the query parameter `limit` is illegal: Expected `int` >= 1"),
+    ],
+)
+def test_errors_in_queries_speak_of_their_parameters(boss: Admin, query: str, sentence: str) -> None:
+    reply = boss.call("GET", query)
+    assert reply.status == 400
+    assert reply.json["error"]["message"].removeprefix("Invalid request: ").startswith(sentence)
 
 
 def test_an_organization_from_its_beginning_to_its_end(boss: Admin) -> None:
@@ -91,7 +117,7 @@ def test_money_and_the_tier_that_it_gives(boss: Admin) -> None:
     boss.make("POST", f"{path}/credits", {"amount": "20.000000001", "note": "invoice"})
     boss.make("POST", f"{path}/credits", {"amount": "5", "kind": "voucher", "currency": "USD"})
     boss.make("POST", f"{path}/corrections", {"amount": "-0.5", "note": "mistake"})
-    balance = {"available": "24.500000001", "voucher": "5.00", "cash": "19.500000001"}
+    balance = {"available": "24.500000001", "voucher": "5.00", "cash": "19.500000001", "currency": "USD"}
     assert boss.make("GET", f"{path}/balance") == balance
     assert boss.make("GET", path)["tier"] == 2
     newest, *_ = boss.make("GET", f"{path}/entries?kind=correction")["data"]
@@ -99,6 +125,30 @@ def test_money_and_the_tier_that_it_gives(boss: Admin) -> None:
     assert len(boss.make("GET", f"{path}/entries?limit=2")["data"]) == 2
     refused = boss.call("POST", f"{path}/corrections", {"amount": "-6", "kind": "voucher", "note": "x"})
     assert (refused.status, refused.json["error"]["type"]) == (409, "conflict_error")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("credits", {"amount": "5"}), ("corrections", {"amount": "5", "note": "x"})]
+)
+def test_a_change_of_a_balance_with_an_idempotency_key_is_made_once(
+    boss: Admin, path: str, body: dict[str, str]
+) -> None:
+    organizations = [boss.organization(f"{path}-{number}") for number in range(2)]
+    first, second = [f"organizations/{owner}/{path}" for owner in organizations]
+    with ThreadPoolExecutor() as pool:
+        replies = list(pool.map(lambda _: boss.call("POST", first, body, once="invoice 7"), range(8)))
+    assert {(reply.status, reply.json["cash"]) for reply in replies} == {(200, "5.00")}
+    assert len(boss.make("GET", f"organizations/{organizations[0]}/entries")["data"]) == 1
+    other = boss.call("POST", first, body | {"amount": "6"}, once="invoice 7")
+    assert (other.status, other.json["error"]["type"]) == (409, "conflict_error")
+    assert other.json["error"]["message"] == "the Idempotency-Key invoice 7 was used for another request"
+    assert boss.call("POST", first, body, once="invoice 8").json["cash"] == "10.00"
+    assert boss.call("POST", second, body, once="invoice 7").json["cash"] == "5.00"
+    for illegal in ("", "x" * 256, "é"):
+        reply = boss.call("POST", second, body, once=illegal)
+        assert reply.status == 400
+        assert "Idempotency-Key" in reply.json["error"]["message"]
+    assert boss.make("GET", f"organizations/{organizations[1]}/balance")["cash"] == "5.00"
 
 
 def test_a_key_is_shown_once_and_revoked_at_once(boss: Admin) -> None:

@@ -2,19 +2,22 @@
 
 from itertools import takewhile
 
-from msgspec import structs
+import msgspec
+from msgspec import Struct, structs
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.accounts import fields
 from moonbase.accounts.changes import Change, Changes
 from moonbase.accounts.organizations import existing_organization
 from moonbase.accounts.requests import NewCorrection, NewCredit
 from moonbase.config import Currency
-from moonbase.errors import InvalidField
+from moonbase.errors import Conflict, InvalidField
 from moonbase.store import ledger as store
 from moonbase.store.keys import update_organization
 from moonbase.store.records import Balance, BookedEntry, Entry, EntryKind, Organization
 
 _NANO = 10**9
+_KEY_LENGTH = 255
 _MOST = 10**18  # nano-units of a balance: sums of some stay in 64 bits
 
 # Cash credited until now, in whole units, from which on an organization has the tier (moonshot-api.md 11.1).
@@ -30,33 +33,43 @@ def tier_of(recharged_nano: int, currency: Currency) -> int:
     return max(0, len(reached) - 1)
 
 
+class Standing(Struct, frozen=True):
+    """An organization and its money."""
+
+    organization: Organization
+    balance: Balance
+
+
 class Credit:
     """Methods raise `NotFound` for an organization that there is not, and `DatabaseUnavailable`."""
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
 
-    async def add(self, organization_id: str, request: NewCredit) -> Balance:
-        """Credit an organization and return its balance. Cash may raise its tier, nothing lowers it.
+    async def add(self, organization_id: str, request: NewCredit, *, once: str | None = None) -> Standing:
+        """Credit an organization and return how it stands then. Cash may raise its tier, nothing lowers it.
 
-        Raises `InvalidField`.
+        `once` is a key of idempotency: the same request again changes nothing. Raises `InvalidField`, and `Conflict`
+        for another request with a key that was used.
         """
         nano = fields.amount("amount", request.amount)
         if nano == 0:
             raise InvalidField("amount", "must not be 0")
         async with self._changes.begin() as change:
             organization = await existing_organization(change.connection, organization_id)
+            if await _is_booked(change, organization_id, "credit", request, once):
+                return await _standing(change.connection, organization_id)
             entry = _entry(organization, "credit", nano, request, change.now)
-            balance = await _book(change, entry)
+            await _book(change, entry)
             await change.audit("credit.add", organization_id, request)
             if request.kind == "cash":
                 await _raise_tier(change, organization)
-        return balance
+            return await _standing(change.connection, organization_id)
 
-    async def correct(self, organization_id: str, request: NewCorrection) -> Balance:
-        """Mend a mistake and return the balance.
+    async def correct(self, organization_id: str, request: NewCorrection, *, once: str | None = None) -> Standing:
+        """Mend a mistake and return how it stands then; `once` is as in `add`.
 
-        Raises `InvalidField`, and `BalanceTooLow` for what would take away what requests that run now may cost.
+        Raises as that, and `BalanceTooLow` for what would take away what requests that run now may cost.
         """
         negative = request.amount.startswith("-")
         nano = fields.amount("amount", request.amount.removeprefix("-"))
@@ -66,15 +79,16 @@ class Credit:
             raise InvalidField("note", "must say why")
         async with self._changes.begin() as change:
             organization = await existing_organization(change.connection, organization_id)
+            if await _is_booked(change, organization_id, "correction", request, once):
+                return await _standing(change.connection, organization_id)
             entry = _entry(organization, "correction", -nano if negative else nano, request, change.now)
-            balance = await _book(change, entry)
+            await _book(change, entry)
             await change.audit("credit.correct", organization_id, request)
-        return balance
+            return await _standing(change.connection, organization_id)
 
-    async def balance(self, organization_id: str) -> Balance:
+    async def balance(self, organization_id: str) -> Standing:
         async with self._changes.database.read() as connection:
-            await existing_organization(connection, organization_id)
-            return await store.read_balance(connection, organization_id)
+            return await _standing(connection, organization_id)
 
     async def entries(
         self, organization_id: str, *, kind: EntryKind | None = None, before: int | None = None, limit: int = 100
@@ -83,6 +97,11 @@ class Credit:
         async with self._changes.database.read() as connection:
             await existing_organization(connection, organization_id)
             return await store.list_entries(connection, organization_id, kind=kind, before=before, limit=limit)
+
+
+async def _standing(connection: AsyncConnection, organization_id: str) -> Standing:
+    organization = await existing_organization(connection, organization_id)
+    return Standing(organization, await store.read_balance(connection, organization_id))
 
 
 def _entry(
@@ -100,11 +119,27 @@ def _entry(
     )
 
 
-async def _book(change: Change, entry: Entry) -> Balance:
+async def _is_booked(
+    change: Change, organization_id: str, kind: EntryKind, request: NewCredit | NewCorrection, once: str | None
+) -> bool:
+    """Whether this request was carried out before, under this key; if not, it is from now on."""
+    if once is None:
+        return False
+    if not (0 < len(once) <= _KEY_LENGTH and once.isascii() and once.isprintable()):
+        raise InvalidField("Idempotency-Key", f"must be at most {_KEY_LENGTH} printable ASCII characters")
+    wanted = msgspec.json.encode((kind, request)).decode()
+    before = await store.find_booking(change.connection, organization_id, once)
+    if before is None:
+        await store.add_booking(change.connection, organization_id, once, wanted, change.now)
+    elif before != wanted:
+        raise Conflict(f"the Idempotency-Key {once} was used for another request")
+    return before is not None
+
+
+async def _book(change: Change, entry: Entry) -> None:
     balance = await store.change_balance(change.connection, entry)
     if max(abs(balance.cash_nano), balance.voucher_nano) > _MOST:
         raise InvalidField("amount", f"would bring the balance over {_MOST // _NANO}")
-    return balance
 
 
 async def _raise_tier(change: Change, organization: Organization) -> None:

@@ -1,6 +1,6 @@
 """`moonbase credit`: the money of organizations."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,12 +8,19 @@ from moonbase.cli.administration import NoteOption, administer, one_of, request
 from moonbase.cli.options import ConfigOption
 from moonbase.cli.tables import FormatOption, print_fields, print_rows
 
+if TYPE_CHECKING:
+    from moonbase.accounts.credit import Standing
+
 app = typer.Typer(name="credit", help="Credit organizations; show their money.", no_args_is_help=True)
 
 _Organization = Annotated[str, typer.Argument(metavar="ORG_ID", help="The organization's id, `org-…`.")]
 _Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="In its currency: a decimal with at most nine places.")]
 _Voucher = Annotated[
     bool, typer.Option("--voucher", help="A voucher instead of cash: spent first, counts for no tier.")
+]
+_Once = Annotated[
+    str | None,
+    typer.Option("--idempotency-key", help="The same command with the same key is carried out once.", metavar="TEXT"),
 ]
 _COLUMNS = ("id", "kind", "cash", "voucher", "note", "created_at")
 
@@ -24,15 +31,14 @@ def add(
     amount: _Amount,
     voucher: _Voucher = False,
     note: Annotated[str, typer.Option("--note", help="What for, for the books.")] = "",
+    once: _Once = None,
     config_file: ConfigOption = None,
 ) -> None:
     """Credit an organization. Cash may raise its tier."""
     from moonbase.accounts.requests import NewCredit
-    from moonbase.service.views import BalanceView
 
     new = request(NewCredit, amount=amount, kind=_kind(voucher), note=note)
-    balance = administer(config_file, lambda administration: administration.credit.add(organization_id, new))
-    typer.echo(f"{organization_id} has {BalanceView.of(balance).available} available now.", err=True)
+    _tell(administer(config_file, lambda administration: administration.credit.add(organization_id, new, once=once)))
 
 
 @app.command()
@@ -41,15 +47,16 @@ def take(
     amount: _Amount,
     note: NoteOption,
     voucher: _Voucher = False,
+    once: _Once = None,
     config_file: ConfigOption = None,
 ) -> None:
     """Take money back, as far as no running request may need it."""
     from moonbase.accounts.requests import NewCorrection
-    from moonbase.service.views import BalanceView
 
     new = request(NewCorrection, amount=f"-{amount}", kind=_kind(voucher), note=note)
-    balance = administer(config_file, lambda administration: administration.credit.correct(organization_id, new))
-    typer.echo(f"{organization_id} has {BalanceView.of(balance).available} available now.", err=True)
+    _tell(
+        administer(config_file, lambda administration: administration.credit.correct(organization_id, new, once=once))
+    )
 
 
 @app.command()
@@ -57,8 +64,8 @@ def show(organization_id: _Organization, format: FormatOption = None, config_fil
     """Show the balance of an organization, as far as its usage is recorded."""
     from moonbase.service.views import BalanceView
 
-    balance = administer(config_file, lambda administration: administration.credit.balance(organization_id))
-    print_fields(BalanceView.of(balance), format)
+    standing = administer(config_file, lambda administration: administration.credit.balance(organization_id))
+    print_fields(BalanceView.of(standing), format)
 
 
 @app.command()
@@ -86,3 +93,15 @@ def entries(
 
 def _kind(voucher: bool) -> str:
     return "voucher" if voucher else "cash"
+
+
+def _tell(standing: "Standing") -> None:
+    """How an organization stands after a change."""
+    from moonbase.service.views import BalanceView
+
+    now = BalanceView.of(standing)
+    typer.echo(
+        f"{standing.organization.name} ({now.currency}, tier {standing.organization.tier}): "
+        f"cash {now.cash}, voucher {now.voucher}, available {now.available}",
+        err=True,
+    )

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import msgspec
-from starlette.exceptions import HTTPException
 
 from moonbase.accounts.accounts import Accounts, bearer
 from moonbase.accounts.administration import Administration
@@ -12,6 +11,7 @@ from moonbase.accounts.changes import milliseconds
 from moonbase.catalog.catalog import Catalog
 from moonbase.config import Currency
 from moonbase.dialects.body import decode_body
+from moonbase.errors import UnknownOperation
 from moonbase.server.admin_operations import OPERATIONS, Call, Operation
 from moonbase.server.exchange import Exchange
 from moonbase.server.query import decode_query
@@ -21,7 +21,7 @@ from moonbase.store.database import Database
 class AdminEndpoint:
     """An operation behind the administrators' authentication.
 
-    While there is no admin key, the path does not exist.
+    While there is no admin key, there is nothing behind the path.
     """
 
     def __init__(self, operation: Operation, admins: AdminAuthenticator, make: Callable[[str], Administration]) -> None:
@@ -32,13 +32,14 @@ class AdminEndpoint:
 
     async def __call__(self, exchange: Exchange) -> None:
         if not await self._admins.enabled():
-            raise HTTPException(404)
+            raise UnknownOperation("the admin API opens with the first admin key: moonbase admin create --name NAME")
         administration = self._make(await self._admins.find(bearer(exchange.header(b"authorization"))))
         call = Call(
             exchange.scope["path_params"].get("id", ""),
             None if self._decoder is None else decode_body(self._decoder, await exchange.body()),
             decode_query(self._operation.query, exchange),
             exchange.arrival.at,
+            exchange.header(b"idempotency-key") if self._operation.takes_once else None,
         )
         operation = self._operation
         answer = await operation.run(administration, call)

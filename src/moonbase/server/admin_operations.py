@@ -23,12 +23,16 @@ PREFIX = "/admin/v1"
 
 
 class Call(Struct, frozen=True):
-    """A request to an operation: the id in its path, its decoded body and query, when it came (milliseconds)."""
+    """A request to an operation: the id in its path, its decoded body and query, when it came (milliseconds).
+
+    `once` is its key of idempotency.
+    """
 
     id: str
     body: Any
     query: Any
     at: int
+    once: str | None
 
 
 class Deleted(Struct, frozen=True, kw_only=True):
@@ -69,6 +73,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     is_list: bool = False
     body: type[Struct] | None = None
     query: type[Query] = Query
+    takes_once: bool = False
+    """Whether it has a key of idempotency, in the header `Idempotency-Key`."""
 
 
 async def _deleted(id: str, deleting: Awaitable[None]) -> Deleted:
@@ -171,19 +177,21 @@ OPERATIONS: Sequence[Operation] = (
         method="POST",
         path=f"{_ORGANIZATION}/credits",
         summary="Credit an organization",
-        run=lambda admin, call: admin.credit.add(call.id, call.body),
+        run=lambda admin, call: admin.credit.add(call.id, call.body, once=call.once),
         answer=views.BalanceView,
         view=views.BalanceView.of,
         body=requests.NewCredit,
+        takes_once=True,
     ),
     Operation(
         method="POST",
         path=f"{_ORGANIZATION}/corrections",
         summary="Correct the balance of an organization",
-        run=lambda admin, call: admin.credit.correct(call.id, call.body),
+        run=lambda admin, call: admin.credit.correct(call.id, call.body, once=call.once),
         answer=views.BalanceView,
         view=views.BalanceView.of,
         body=requests.NewCorrection,
+        takes_once=True,
     ),
     Operation(
         method="GET",

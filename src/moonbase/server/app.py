@@ -23,6 +23,7 @@ from moonbase.errors import (
     RequestTimeout,
     RequestTooLarge,
     ServerError,
+    UnknownOperation,
 )
 from moonbase.server.exchange import BodyBudget, ClientGone, Exchange, Header
 from moonbase.server.hosts import AllowedHosts
@@ -154,6 +155,11 @@ class Gateway:
         await exchange.respond(exchange.dialect.error(error), status=error.status, headers=headers)
 
     async def _unknown_path(self, exchange: Exchange) -> None:
+        """In the service's words, but for the admin API, which is ours."""
+        if exchange.path.startswith("/admin/"):
+            sentence = f"there is no {exchange.method} {exchange.path}; /openapi.json has what there is"
+            await self._refuse(exchange, UnknownOperation(sentence))
+            return
         agent = (exchange.header(b"user-agent") or "").encode("latin-1").decode(errors="replace")
         await exchange.respond(encode_unknown_path(exchange.method, exchange.path, agent), status=404, headers=[])
 

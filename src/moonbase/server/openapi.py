@@ -31,6 +31,12 @@ _ERRORS = {
 _REFERENCE = "#/components/schemas/{name}"
 _ANSWERS = (UsageView, RequestUsageView, *[operation.answer for operation in OPERATIONS])
 _BODIES = [operation.body for operation in OPERATIONS if operation.body is not None]
+_ONCE = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same request of an organization with the same key is carried out once.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
 _REQUIRED = {
     "ChatCompletionRequest": ["model", "messages"],
     "EstimateRequest": ["model", "messages"],
@@ -149,6 +155,8 @@ def _admin_paths() -> dict[str, dict[str, Any]]:
         described = _operation(operation.summary, body, answer=answer)
         described["security"] = [{"admin": []}]
         described["parameters"] = [*_path_parameters(operation.path), *_query(operation.query)]
+        if operation.takes_once:
+            described["parameters"].append(_ONCE)
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     return paths
 

@@ -9,7 +9,6 @@ from msgspec import Meta, Struct, field
 
 from moonbase.accounts.requests import Id, ModelId
 from moonbase.config import Currency
-from moonbase.dialects.wrong_type import wrong_type
 from moonbase.errors import InvalidField, InvalidRequest
 from moonbase.server.exchange import Exchange
 from moonbase.store.records import EntryKind
@@ -96,4 +95,10 @@ def decode_query(kind: type[T], exchange: Exchange) -> T:
     try:
         return msgspec.convert(parameters, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise wrong_type(str(error)) from error
+        reason, _, path = str(error).partition(" - at `$.")
+        if path:
+            raise InvalidRequest(f"the query parameter `{path.rstrip('`')}` is illegal: {reason}") from error
+        names = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
+        raise InvalidRequest(
+            f"{reason.replace('Object', 'The query').replace('field', 'parameter')}; there are: {names}"
+        ) from error

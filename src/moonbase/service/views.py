@@ -7,12 +7,12 @@ import datetime
 
 from msgspec import UNSET, Struct, UnsetType
 
+from moonbase.accounts.credit import Standing
 from moonbase.accounts.organizations import region
 from moonbase.accounts.requests import Region
 from moonbase.catalog.prices import decimal
 from moonbase.config import Currency
 from moonbase.store.records import (
-    Balance,
     BookedEntry,
     EntryKind,
     Limits,
@@ -56,13 +56,15 @@ class BalanceView(Struct, frozen=True, kw_only=True):
     available: str
     voucher: str
     cash: str
+    currency: Currency
 
     @classmethod
-    def of(cls, balance: Balance) -> "BalanceView":
+    def of(cls, standing: Standing) -> "BalanceView":
         return cls(
-            available=amount(balance.available_nano),
-            voucher=amount(balance.voucher_nano),
-            cash=amount(balance.cash_nano),
+            available=amount(standing.balance.available_nano),
+            voucher=amount(standing.balance.voucher_nano),
+            cash=amount(standing.balance.cash_nano),
+            currency=standing.organization.currency,
         )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from moonbase.errors import BalanceTooLow
 from moonbase.store.records import Balance, BookedEntry, Entry, EntryKind, Lease, UsageRecord
 from moonbase.store.rollups import ROLLUP_CHECKS, add_to_rollups
-from moonbase.store.tables import balance, entry, lease
+from moonbase.store.tables import balance, booking, entry, lease
 from moonbase.store.usage import add_usage, recorded
 
 _PLENTY = 100  # worst-case requests; a balance with less is leased one reservation at a time
@@ -213,6 +213,17 @@ async def change_balance(connection: AsyncConnection, change: Entry) -> Balance:
     await _store(connection, "", accounts, change.created_at)
     await _enter(connection, [change])
     return after
+
+
+async def find_booking(connection: AsyncConnection, organization_id: str, key: str) -> str | None:
+    """The request that changed the balance under this key of idempotency."""
+    query = select(booking.c.request).where(booking.c.organization_id == organization_id, booking.c.key == key)
+    return (await connection.execute(query)).scalar_one_or_none()
+
+
+async def add_booking(connection: AsyncConnection, organization_id: str, key: str, request: str, now: int) -> None:
+    values = {"organization_id": organization_id, "key": key, "request": request, "created_at": now}
+    await connection.execute(insert(booking).values(values))
 
 
 async def read_balance(connection: AsyncConnection, organization_id: str) -> Balance:

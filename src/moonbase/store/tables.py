@@ -77,6 +77,16 @@ entry = Table(
     Index("ix_entry_kind", "organization_id", "kind"),
 )
 
+# Requests that changed balances and named a key of idempotency: the same one again changes nothing.
+booking = Table(
+    "booking",
+    metadata,
+    Column("organization_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
 # The money of an organization that a gateway process may spend without asking.
 lease = Table(
     "lease",
