@@ -190,6 +190,23 @@ def test_the_banner_of_later_starts_has_commands_that_list_and_make_keys(
     assert server.get("/v1/models", key=made.stdout.strip()).status == 200
 
 
+@pytest.mark.parametrize("way", ["flag", "file"])
+def test_the_commands_of_the_banner_are_for_the_database_of_the_server(
+    start_server: StartServer, tmp_path: Path, way: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'books.db'}"
+    file = tmp_path / "moonbase.toml"
+    file.write_text(f'[database]\nurl = "{url}"\n')
+    options = ("--set", f"database.url={url}") if way == "flag" else ("--config", str(file))
+    start_server(*options).close()
+    server = start_server(*options)
+    assert f"Its database is {tmp_path / 'books.db'}.\n" in server.stderr
+    command = re.search(r"export MOONSHOT_API_KEY=\$\((.*)\)\n", server.stderr)
+    assert command is not None
+    made = subprocess.run(command[1], shell=True, env=server.environ, capture_output=True, text=True, check=True)
+    assert server.get("/v1/models", key=made.stdout.strip()).status == 200
+
+
 def test_a_model_that_is_not_there_is_not_said_to_load(tmp_path: Path) -> None:
     with pytest.raises(StartFailed) as failed:
         Server(tmp_path, "--model", "nothing.gguf", engine="openvino").close()

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,7 +74,8 @@ def serve(
 
     from moonbase.server.run import run
 
-    run(settings, config.home(), config.cache(), partial(_announce, settings))
+    keys = partial(_keys_command, config_file, overrides.get("database.url"))
+    run(settings, config.home(), config.cache(), partial(_announce, settings, keys))
 
 
 def _assignments(texts: list[str]) -> dict[str, str]:
@@ -116,9 +118,14 @@ def _prepare_models(settings: "Settings") -> None:
             typer.echo(f"Loading {name} ...", err=True)
 
 
-def _announce(settings: "Settings", summary: "Summary", base_url: str, first_key: str | None) -> None:
+def _announce(
+    settings: "Settings", keys: Callable[[str], str], summary: "Summary", base_url: str, first_key: str | None
+) -> None:
     """The banner, on standard error. The first key goes to standard output when that is no terminal."""
     from rich.console import Console
+
+    from moonbase import config
+    from moonbase.store.database import Database, database_url
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     size = "the nominal window of each model" if summary.window is None else f"a window of {summary.window:,} tokens"
@@ -133,21 +140,35 @@ def _announce(settings: "Settings", summary: "Summary", base_url: str, first_key
         )
     if settings.server.public and settings.server.tls_certificate is None:
         console.print(_NO_TLS, style="yellow")
-    _announce_key(console, first_key)
+    if settings.server.china_port is not None:
+        console.print(f"Keys of the region china are good at port {settings.server.china_port}.")
+    if settings.database.url is not None:
+        console.print(f"Its database is {Database(database_url(settings.database.url, config.home()))}.", markup=False)
+    _announce_key(console, keys, first_key)
     console.print("\nTry it:\n\n" + _example(base_url), markup=False)
 
 
-def _announce_key(console: "Console", key: str | None) -> None:
+def _announce_key(console: "Console", keys: Callable[[str], str], key: str | None) -> None:
+    """`keys` gives the command line of a subcommand of `moonbase keys`."""
     if key is None:
-        keys = f"{_program()} keys"
-        console.print(f"\nClients need a key. `{keys} list` shows those that there are; a new one:\n", markup=False)
-        console.print(f"  export MOONSHOT_API_KEY=$({keys} create --name NAME)", markup=False)
+        listing = keys("list")
+        console.print(f"\nClients need a key. `{listing}` shows those that there are; a new one:\n", markup=False)
+        console.print(f"  export MOONSHOT_API_KEY=$({keys('create')} --name NAME)", markup=False)
     elif sys.stdout.isatty():
         console.print("\nYour API key, shown only this once:\n")
         console.print(f"  export MOONSHOT_API_KEY={key}", markup=False)
     else:
         typer.echo(key)
         console.print("\nYour API key was written to standard output, this once. Put it into MOONSHOT_API_KEY.")
+
+
+def _keys_command(config_file: Path | None, url: str | None, subcommand: str) -> str:
+    """The command line of `moonbase keys` for the database of a server that was given this file and this URL."""
+    from sqlalchemy import make_url
+
+    environ = "" if url is None else f"MOONBASE_DATABASE_URL={shlex.quote(make_url(url).render_as_string())} "
+    options = "" if config_file is None else f" --config {shlex.quote(str(config_file))}"
+    return f"{environ}{_program()} keys {subcommand}{options}"
 
 
 def _program() -> str:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
@@ -196,7 +197,8 @@ def _postgresql_engine(url: URL) -> AsyncEngine:
         )
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            "database.url: PostgreSQL needs the extra `postgres`; install moonbase[postgres]"
+            "database.url: PostgreSQL needs more packages; install them with: "
+            f"{sys.executable} -m pip install 'moonbase[postgres]'"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Counters in Redis, which several processes share: one script that takes all of a request or nothing."""
 
 import hashlib
+import sys
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -112,7 +113,10 @@ class SharedStore:
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
         except ModuleNotFoundError as error:
-            raise ConfigurationError("limits.redis_url: needs the extra `redis`; install moonbase[redis]") from error
+            raise ConfigurationError(
+                "limits.redis_url: Redis needs one more package; install it with: "
+                f"{sys.executable} -m pip install 'moonbase[redis]'"
+            ) from error
         try:
             self._redis: Any = Redis.from_url(  # its commands are typed in part only
                 url,
