@@ -113,7 +113,7 @@ class ChatCompletionRequest(Struct):
 
 
 class EstimateRequest(Struct):
-    """The body of POST /v1/tokenizers/estimate-token-count (moonshot-api.md 5.1)."""
+    """The body of POST /v1/tokenizers/estimate-token-count."""
 
     model: str | None = None
     messages: list[ChatMessage] | None = None
