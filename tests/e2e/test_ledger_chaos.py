@@ -1,40 +1,54 @@
-"""Gateways killed under live streams: what was finished is paid exactly once, and nothing is lost or invented."""
+"""Deaths under live streams: what was finished is paid exactly once, and nothing is lost or invented."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 from tests.e2e.conftest import StartServer
-from tests.e2e.ledger_chaos import DELAY, Chaos
-from tests.e2e.server import Server
-
-from moonbase.store.database import database_url
-from moonbase.store.migrate import migrate
+from tests.e2e.ledger_chaos import Name, Report, run
 
 
-def _chaos(start_server: StartServer, url: URL, home: Path, *, streams: int, kills: int) -> Chaos:
-    asyncio.run(migrate(url))
-    address = url.render_as_string(hide_password=False)
-    options = [f"database.url={address}", f"echo.delay={DELAY}", "engine.max_running=1000"]
-    arguments = [argument for option in options for argument in ("--set", option)]
-
-    def start(_: int) -> Server:
-        return start_server(*arguments, env={"MOONBASE_HOME": str(home)})
-
-    return Chaos(url, start, streams=streams, kills=kills)
+def _check(report: Report, *, at_least: int) -> None:
+    """There was something to compare."""
+    assert report.finished > at_least
+    assert min(report.live) > 10
 
 
 def test_killed_gateways_charge_everything_once(start_server: StartServer, tmp_path: Path) -> None:
     """On SQLite; on both kinds with `--full`."""
-    url = database_url(None, tmp_path / "home")
-    report = _chaos(start_server, url, tmp_path / "home", streams=40, kills=2).run()
-    assert report.finished > 10
+    report = run("gateway", tmp_path / "home", start_server, streams=40, kills=2)
+    _check(report, at_least=10)
     assert report.interrupted > 10
+
+
+@pytest.mark.parametrize("victim", ["database", "redis"])
+def test_gateways_outlive_what_they_use(start_server: StartServer, tmp_path: Path, victim: Name) -> None:
+    report = run(victim, tmp_path / "home", start_server, streams=40, kills=2)
+    _check(report, at_least=10)
+    assert report.interrupted == report.failed == report.unanswered == 0
 
 
 @pytest.mark.full
 def test_fifty_killed_gateways_charge_everything_once(start_server: StartServer, url: URL, tmp_path: Path) -> None:
-    report = _chaos(start_server, url, tmp_path / "home", streams=200, kills=50).run()
-    assert report.finished > 1_000
+    report = run("gateway", tmp_path / "home", start_server, url=url, streams=200, kills=50)
+    _check(report, at_least=1_000)
     assert report.interrupted > 1_000
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", ["database", "redis", "redis-refusing"])
+def test_gateways_outlive_fifty_deaths_of_what_they_use(
+    start_server: StartServer, tmp_path: Path, victim: Name
+) -> None:
+    report = run(victim, tmp_path / "home", start_server, streams=200, kills=50)
+    _check(report, at_least=1_000)
+    assert report.interrupted == report.failed == report.unanswered == 0
+
+
+@pytest.mark.full
+def test_fifty_killed_workers_charge_what_they_finished(start_server: StartServer, tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    report = run("engine", tmp_path / "home", start_server, streams=200, kills=50)
+    _check(report, at_least=1_000)
+    assert report.failed > 1_000
+    assert report.interrupted == report.unanswered == 0

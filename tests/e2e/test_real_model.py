@@ -87,13 +87,6 @@ def gauge(server: Server, name: str) -> int:
     return int(found[1])
 
 
-def worker_of(server: Server) -> int:
-    """The process id of the engine's worker, the server's only child."""
-    tasks = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    (child,) = [int(word) for task in tasks for word in task.read_text().split()]
-    return child
-
-
 def first_token(response: HTTPResponse) -> bytes:
     """Read a stream until it has brought text; what was read."""
     assert response.status == 200
@@ -217,7 +210,7 @@ def test_the_node_program_gets_what_its_user_would_accept(server: Server, run_no
 
 def test_a_killed_worker_costs_only_what_it_ran(start_server: StartServer) -> None:
     server = start_server(engine=None, cache=cache())
-    worker = worker_of(server)
+    worker = server.worker_pid
     with (
         ThreadPoolExecutor() as pool,
         server.streaming(chat_body(STORY, stream=True, **ENDLESS)) as one,
@@ -241,7 +234,7 @@ def test_a_killed_worker_costs_only_what_it_ran(start_server: StartServer) -> No
     assert server.get("/healthz", key=None).status == 200
     eventually(lambda: server.get("/readyz", key=None).status == 200, within=60)
     assert server.chat("Hello", max_tokens=5).status == 200
-    assert worker_of(server) != worker
+    assert server.worker_pid != worker
     assert server.stop() == 0
     assert len(server.accidents) == 1
     assert "the openvino worker ended: killed by SIGKILL" in server.accidents[0]
@@ -250,7 +243,7 @@ def test_a_killed_worker_costs_only_what_it_ran(start_server: StartServer) -> No
 def test_a_stream_is_finished_after_sigterm_even_when_the_worker_is_told_too(start_server: StartServer) -> None:
     """As service managers do, which signal a whole group."""
     server = start_server(engine=None, cache=cache())
-    worker = worker_of(server)
+    worker = server.worker_pid
     with server.streaming(chat_body(STORY, stream=True, **ENDLESS | {"max_tokens": 60})) as stream:
         head = first_token(stream)
         for process in (worker, server.process.pid):
