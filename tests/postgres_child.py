@@ -37,7 +37,8 @@ class PostgresChild:
         try:
             if self._user is not None:
                 shutil.chown(self._folder, self._user)
-            command = [self._initdb, "-D", self._folder / "data", "-U", "postgres", "-A", "trust", "--locale", "C"]
+            options = ["-U", "postgres", "-A", "trust", "--locale", "C", "--no-sync"]
+            command = [self._initdb, "-D", self._folder / "data", *options]
             subprocess.run(command, user=self._user, cwd=self._folder, stdout=subprocess.DEVNULL, check=True)
             self.start()
         except BaseException:

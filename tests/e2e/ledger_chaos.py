@@ -31,7 +31,7 @@ from moonbase.catalog.catalog import load_catalog
 from moonbase.catalog.weights import DEFAULT_WEIGHTS, locate
 from moonbase.engines.tokenizers.huggingface import HuggingFaceTokenizer
 from moonbase.store.database import Database, database_url
-from moonbase.store.ledger import find_imbalances, list_leases, read_balance
+from moonbase.store.ledger import find_imbalances, list_leases
 from moonbase.store.migrate import migrate
 from moonbase.store.records import Limits
 
@@ -88,6 +88,13 @@ class Fleet:
         with ThreadPoolExecutor(SERVERS) as pool:
             list(pool.map(lambda server: server.close(but=but), self.servers))
 
+    def end(self) -> None:
+        """Whatever has happened: leave no process behind."""
+        for server in self.servers:
+            if server.process.poll() is None:
+                server.process.kill()
+                server.process.wait()
+
 
 class Workers:
     """The workers of a fleet's engines; each time one of them dies. Its server starts it again."""
@@ -95,13 +102,18 @@ class Workers:
     def __init__(self, fleet: Fleet, chance: random.Random) -> None:
         self._fleet = fleet
         self._chance = chance
+        self._server = fleet.servers[0]
 
     def kill(self) -> None:
-        os.kill(self._chance.choice(self._fleet.servers).worker_pid, signal.SIGKILL)
+        self._server = self._chance.choice(self._fleet.servers)
+        os.kill(self._server.worker_pid, signal.SIGKILL)
+        self._until_ready_is(503)
 
     def start(self) -> None:
-        for server in self._fleet.servers:
-            eventually(lambda server=server: server.get("/readyz").status == 200, within=60)
+        self._until_ready_is(200)
+
+    def _until_ready_is(self, status: int) -> None:
+        eventually(lambda: self._server.get("/readyz").status == status, within=60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +198,13 @@ class Report:
     """The most that one answer has unsettled."""
     slowest: float = 0.0
     """The longest that a client waited for an answer to begin, in seconds."""
-    tokens: int = 0
-    """Charged output."""
+    charged: int = 0
+    """Answers that cost something."""
+    charged_tokens: int = 0
+    """Their output."""
     charged_nano: int = 0
     difference_nano: int = 0
-    """Between the balances and what they were, less what was charged."""
+    """What entries sum to, less what the balances are."""
 
 
 class Chaos:
@@ -306,7 +320,8 @@ class Chaos:
         charges = in_database(self._url, _charges)
         report = self._report
         report.unsettled = [0] * self._kills
-        report.tokens = sum(charge.output for charge in charges.values())
+        report.charged = sum(charge.cost > 0 for charge in charges.values())
+        report.charged_tokens = sum(charge.output for charge in charges.values())
         report.charged_nano = sum(charge.cost for charge in charges.values())
         count = four_bytes if self._echo else _model_tokens()
         for charge in charges.values():
@@ -339,8 +354,9 @@ class Chaos:
         assert len(charges) <= report.unanswered
         for charge in charges.values():
             assert charge.outcome in ("interrupted", "length", "stop"), charge
-        left = in_database(self._url, _left)
-        report.difference_nano = CASH + SCANT_CASH - report.charged_nano - left
+        entries, balances = in_database(self._url, _sums)
+        assert balances == CASH + SCANT_CASH - report.charged_nano
+        report.difference_nano = entries - balances
         assert report.difference_nano == 0
 
     def _compare_finished(self, seen: Stream, charge: Charge) -> None:
@@ -388,6 +404,7 @@ def run(
         if play.engine != "echo":
             given["cache"] = config.cache()
         fleet = Fleet(lambda: start(*arguments, **given), chance)
+        stack.callback(fleet.end)
         victim: Victim = own or (Workers(fleet, chance) if name == "engine" else fleet)
         return Chaos(url, fleet, victim, play, streams=streams, kills=kills, chance=chance).run()
 
@@ -447,6 +464,9 @@ async def _charges(database: Database) -> dict[str, Charge]:
         return {row[0]: Charge(*row[1:]) for row in rows}
 
 
-async def _left(database: Database) -> int:
+async def _sums(database: Database) -> tuple[int, int]:
+    """Of all entries, and of all balances."""
     async with database.read() as connection:
-        return sum([(await read_balance(connection, each)).cash_nano for each in (RICH, SCANT)])
+        entries = await connection.execute(text("SELECT SUM(cash_nano + voucher_nano) FROM entry"))
+        balances = await connection.execute(text("SELECT SUM(cash_nano + voucher_nano) FROM balance"))
+        return int(entries.scalar_one()), int(balances.scalar_one())
