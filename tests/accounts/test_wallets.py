@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from tests.accounts.money import add_rich
 
 from moonbase.accounts.wallets import Wallets
@@ -20,7 +20,12 @@ CALLER = Caller("org-a", "proj-a", "ak-a", "u", 1, "USD", postpaid=False)
 
 
 def _wallets(database: Database, process_id: str = "p") -> Wallets:
-    return Wallets(database, process_id, clock=lambda: 7)
+    """Of a process that has nothing settled."""
+
+    async def flush() -> None:
+        pass
+
+    return Wallets(database, process_id, clock=lambda: 7, flush=flush)
 
 
 async def _leased(database: Database) -> dict[str, int]:
@@ -145,6 +150,49 @@ async def test_closing_gives_back_everything(database: Database) -> None:
     await wallets.hold(replace(CALLER, organization_id="org-b"), 1_000)
     await wallets.close()
     assert await _leased(database) == {}
+
+
+async def test_one_who_comes_while_money_is_given_back_is_answered(database: Database) -> None:
+    await add_rich(database, "org-a", cash=1_000)
+    wallets = _wallets(database)
+    await wallets.hold(CALLER, 10)  # leases 50
+    wallets.settle("org-a", 10, 0)
+    await wallets.tidy()
+
+    def refuse(*_: object) -> None:
+        raise ConnectionError
+
+    assert database._engine is not None
+    event.listen(database._engine.sync_engine, "before_cursor_execute", refuse)
+    giving = asyncio.create_task(wallets.tidy())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    small, large = (asyncio.create_task(wallets.hold(CALLER, need)) for need in (50, 51))
+    with pytest.raises(DatabaseUnavailable):
+        await giving
+    await asyncio.wait_for(small, 5)  # what could not be given back is still here
+    with pytest.raises(DatabaseUnavailable):
+        await asyncio.wait_for(large, 5)
+
+
+async def test_money_of_which_nobody_said_whether_it_was_leased_goes_back(database: Database) -> None:
+    await add_rich(database, "org-a", cash=1_000)
+    wallets = _wallets(database)
+
+    def lose(connection: Connection) -> None:
+        connection.connection.commit()
+        raise ConnectionError
+
+    assert database._engine is not None
+    event.listen(database._engine.sync_engine, "commit", lose)
+    with pytest.raises(DatabaseUnavailable):
+        await wallets.hold(CALLER, 1_000)
+    event.remove(database._engine.sync_engine, "commit", lose)
+    assert await _leased(database) == {"p": 1_000}
+    await wallets.tidy()
+    await wallets.tidy()
+    assert await _leased(database) == {}
+    await wallets.hold(CALLER, 1_000)
 
 
 async def test_inside_a_lease_requests_go_on_while_the_database_is_away(database: Database) -> None:

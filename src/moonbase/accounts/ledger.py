@@ -152,7 +152,7 @@ class Ledger:
         self._spools = spools
         self._database = database
         self._durability = durability
-        self._wallets = Wallets(database, self.spool.process_id, clock=clock)
+        self._wallets = Wallets(database, self.spool.process_id, clock=clock, flush=self.recorder.flush)
         self._running: set[Reservation] = set()
         self._sync = _GroupSync(self.spool)
         self._stack = AsyncExitStack()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 
 from msgspec import Struct, field
@@ -23,13 +23,15 @@ class _Waiting(Struct, eq=False):
 
 class _Wallet(Struct, eq=False):
     """One organization's money here. `leased` is what was leased and not yet spent, `held` the part of it that running
-    requests may cost; under `low` free more is leased in time.
+    requests may cost; under `low` free more is leased in time. `unsure` tells that more may be leased, where the
+    database went away without saying.
     """
 
     leased: int = 0
     held: int = 0
     low: int = 0
     used: bool = True
+    unsure: bool = False
     waiting: deque[_Waiting] = field(default_factory=deque)
     work: asyncio.Task[None] | None = None
 
@@ -50,10 +52,19 @@ class Wallets:
     requests have asked for, so that processes do not keep fragments from each other.
     """
 
-    def __init__(self, database: Database, process_id: str, *, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        process_id: str,
+        *,
+        clock: Callable[[], int],
+        flush: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`flush` returns when all that was settled is charged in the database, and may raise `DatabaseUnavailable`."""
         self._database = database
         self._process_id = process_id
         self._clock = clock
+        self._flush = flush
         self._wallets: dict[str, _Wallet] = {}
 
     async def hold(self, caller: Caller, need: int) -> None:
@@ -93,7 +104,7 @@ class Wallets:
         for organization_id, wallet in list(self._wallets.items()):
             if wallet.used or wallet.held or wallet.busy:
                 wallet.used = False
-            elif wallet.leased <= 0:
+            elif wallet.leased <= 0 and not wallet.unsure:
                 del self._wallets[organization_id]
             else:
                 await self._start(wallet, self._give_back(organization_id, wallet))
@@ -128,22 +139,24 @@ class Wallets:
                 await self._lease(organization_id, wallet, [each.need for each in asking])
             except BaseException as error:
                 unavailable = error if isinstance(error, DatabaseUnavailable) else DatabaseUnavailable()
-                for each in wallet.waiting:
-                    if not each.held.done():
-                        each.held.set_exception(unavailable)
-                wallet.waiting.clear()
+                self._answer(wallet, len(wallet.waiting), unavailable)
                 if error is unavailable:
                     return
                 raise
-            for each in asking:
-                wallet.waiting.popleft()
-                if each.held.done():
-                    continue
-                if each.need <= wallet.free:
-                    wallet.held += each.need
-                    each.held.set_result(None)
-                else:
-                    each.held.set_exception(InsufficientBalance(each.caller.organization_id, each.caller.key_id))
+            self._answer(wallet, len(asking))
+
+    def _answer(self, wallet: _Wallet, count: int, unavailable: DatabaseUnavailable | None = None) -> None:
+        """Hold what the first `count` of those who wait need, as far as it is leased, and refuse the others."""
+        for _ in range(count):
+            each = wallet.waiting.popleft()
+            if each.held.done():
+                continue
+            if each.need <= wallet.free:
+                wallet.held += each.need
+                each.held.set_result(None)
+            else:
+                poor = InsufficientBalance(each.caller.organization_id, each.caller.key_id)
+                each.held.set_exception(unavailable or poor)
 
     async def _fund_ahead(self, organization_id: str, wallet: _Wallet, need: int) -> None:
         with suppress(DatabaseUnavailable):  # those who will need it are told
@@ -151,23 +164,33 @@ class Wallets:
         await self._fund(organization_id, wallet)
 
     async def _lease(self, organization_id: str, wallet: _Wallet, needs: list[int]) -> None:
-        async with self._database.write() as connection:
-            amount, ahead = await take_lease(
-                connection, organization_id, self._process_id, needs, have=wallet.free, now=self._clock()
-            )
+        try:
+            async with self._database.write() as connection:
+                amount, ahead = await take_lease(
+                    connection, organization_id, self._process_id, needs, have=wallet.free, now=self._clock()
+                )
+        except DatabaseUnavailable:
+            wallet.unsure = True
+            raise
         wallet.leased += amount
         wallet.low = amount // 4 if ahead else 0
 
     async def _give_back(self, organization_id: str, wallet: _Wallet) -> None:
-        """What may have been given back is not spent: where the database is silent, it stays leased until `close`."""
+        """What may have gone back is not spent. In doubt all that the process has goes back, once it is charged."""
         amount, wallet.leased = wallet.leased, 0
         given = False
         try:
+            if wallet.unsure:
+                await self._flush()
             async with self._database.write() as connection:
-                await return_lease(connection, organization_id, self._process_id, amount, self._clock())
+                returned = None if wallet.unsure else amount
+                await return_lease(connection, organization_id, self._process_id, returned, self._clock())
                 given = True
+            wallet.unsure = False
         except DatabaseUnavailable:
+            wallet.unsure = True
             if not given:
                 wallet.leased += amount
             raise
-        await self._fund(organization_id, wallet)
+        finally:
+            await self._fund(organization_id, wallet)  # of those who came meanwhile

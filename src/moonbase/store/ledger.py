@@ -176,13 +176,14 @@ async def take_lease(
 
 
 async def return_lease(
-    connection: AsyncConnection, organization_id: str, process_id: str, amount: int, now: int
+    connection: AsyncConnection, organization_id: str, process_id: str, amount: int | None, now: int
 ) -> None:
-    """Give money of a lease back. More than it holds is a bug and an `AssertionError`."""
+    """Give money of a lease back, None for all of it. More than it holds is a bug and an `AssertionError`."""
     accounts = await _accounts(connection, process_id, [organization_id])
     account = accounts[organization_id]
-    assert account.held is not None, f"{process_id} has no lease"
-    assert amount <= account.held, f"{process_id} gives back {amount} of {account.held}"
+    held = account.held or 0
+    amount = held if amount is None else amount
+    assert amount <= held, f"{process_id} gives back {amount} of {held}"
     account.lease(-amount)
     await _store(connection, process_id, accounts, now)
 
