@@ -2,8 +2,9 @@
 
 `python -m benchmarks.ledger [--requests 20000] [--rounds 5] [--database URL]`
 
-Requests of one prepaid organization with plenty of money and four limits, one after the other, without any HTTP. "On the request's
-path" is what runs before its answer can end; "all" adds the task that writes the records to the database, and leases.
+Requests of one prepaid organization with plenty of money and four limits, one after the other, without any HTTP. "On
+the request's path" is what runs before its answer can end; "all" adds the task that writes the records to the database,
+and leases.
 """
 
 import argparse
