@@ -109,6 +109,11 @@ class ApiError(MoonbaseError):
     retry_after: int | None = None
 
     @property
+    def reason(self) -> str:
+        """Why, in a few fixed words, for the log: nothing that a client or a model sent."""
+        return self.type
+
+    @property
     def sentence(self) -> str:
         """What the client is told. It may quote what a client or a model sent, so all that is too long is cut off."""
         whole = str(self)
@@ -297,6 +302,11 @@ class RateLimited(ApiError):
             reached = f"{kind} rate limit, current: {current}, limit: {limit}{again}"
         super().__init__(f"Your account {organization_id}<{key_id}> request reached {scope} {reached}")
         self.retry_after = _COOLDOWN
+        self._limit = f"{scope} {kind}"
+
+    @property
+    def reason(self) -> str:
+        return f"{self.type}: {self._limit}"
 
 
 class InsufficientBalance(ApiError):

@@ -5,8 +5,12 @@ import socket
 import urllib.request
 
 from tests.e2e.conftest import StartServer
+from tests.e2e.payers import prepaid_key
 from tests.e2e.prompts import prompt_tokens
 from tests.e2e.server import K2, Server, chat_body
+
+from moonbase.store.database import database_url
+from moonbase.store.records import Limits
 
 SECRET = "Zanzibar-Xylophone-90125"
 
@@ -106,6 +110,26 @@ def test_a_request_has_one_log_line_with_its_id(start_server: StartServer) -> No
         line = lines[reply.header("msh-request-id")]
         assert line["message"].endswith(str(reply.status))
         assert line["ms"] >= 0
+
+
+def test_the_log_says_why_a_request_was_refused(start_server: StartServer) -> None:
+    server = start_server()
+    url = database_url(None, server.home)
+    limited, poor = prepaid_key(url, "org-limited", limits=Limits(rpm=1)), prepaid_key(url, "org-poor", cash=0)
+    for _ in range(2):
+        server.post(chat_body(), key=limited)
+    server.post(chat_body(), key=poor)
+    server.post(chat_body(), key="sk-unknown")
+    server.post(b"{")
+    server.close()
+    lines = [line for line in server.log if line["logger"] == "moonbase.requests"]
+    assert [(line["organization"], line["error"]) for line in lines[:4]] == [
+        ("org-limited", None),
+        ("org-limited", "rate_limit_reached_error: organization RPM"),
+        ("org-poor", "exceeded_current_quota_error"),
+        (None, "invalid_authentication_error"),
+    ]
+    assert lines[4]["error"] == "invalid_request_error"
 
 
 def test_the_log_may_be_text_or_silent(start_server: StartServer) -> None:

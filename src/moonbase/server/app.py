@@ -141,6 +141,7 @@ class Gateway:
             raise HostNotAllowed
 
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
+        exchange.refusal = error.reason
         if exchange.finished:
             return  # a stream told its client in its last frame
         if exchange.response_started:
@@ -175,8 +176,10 @@ class Gateway:
                 extra={
                     "fields": {
                         "request_id": exchange.arrival.request_id,
+                        "organization": exchange.caller.organization_id if exchange.caller is not None else None,
                         "key": exchange.caller.key_id if exchange.caller is not None else None,
                         "model": exchange.model,
+                        "error": exchange.refusal,
                         "ms": round((time.monotonic() - exchange.arrival.monotonic) * 1000, 1),
                     }
                 },

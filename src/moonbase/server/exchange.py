@@ -63,6 +63,8 @@ class Exchange:
         self.currency = currency
         self.caller: Caller | None = None
         self.model: str | None = None
+        self.refusal: str | None = None
+        """Why it was refused, as `ApiError.reason`."""
         self.status: int | None = None
         self.finished = False
         self.on_leave: Callable[[], None] | None = None
