@@ -1,8 +1,9 @@
 """Live streams while what they need dies, again and again, and the comparison of what clients got with the ledger.
 
-Three servers share a database and a folder of spools. Clients keep streams open on all of them. At random moments the
-victim is killed and started again: one of the servers, their database, their Redis, or the worker of an engine. In the
-end every request that a client saw is looked up in the ledger.
+Three servers share a database and a folder of spools, or one server has three gateway processes. Clients keep streams
+open on all of them. At random moments the victim is killed and started again: one of the servers or of the gateway
+processes, their database, their Redis, or the worker of an engine. In the end every request that a client saw is looked
+up in the ledger.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from sqlalchemy import URL, text
 from tests.e2e.payers import in_database, prepaid_key
@@ -35,8 +36,8 @@ from moonbase.store.ledger import find_imbalances, list_leases
 from moonbase.store.migrate import migrate
 from moonbase.store.records import Limits
 
-Name = Literal["gateway", "database", "redis", "redis-refusing", "engine"]
-NAMES: tuple[Name, ...] = ("gateway", "database", "redis", "redis-refusing", "engine")
+Name = Literal["gateway", "gateway-process", "database", "redis", "redis-refusing", "engine"]
+NAMES: tuple[Name, ...] = get_args(Name)
 
 SERVERS = 3
 DELAY = 0.05  # seconds per token of the echo engine
@@ -65,16 +66,16 @@ class Victim(Protocol):
 class Fleet:
     """Servers on one home; as a victim, any of them."""
 
-    def __init__(self, start: Callable[[], Server], chance: random.Random) -> None:
+    def __init__(self, start: Callable[[], Server], chance: random.Random, count: int = SERVERS) -> None:
         with ThreadPoolExecutor(SERVERS) as pool:
-            self.servers = list(pool.map(lambda _: start(), range(SERVERS)))
+            self.servers = list(pool.map(lambda _: start(), range(count)))
         self.killed: set[Server] = set()
         self._start = start
         self._chance = chance
         self._number = 0
 
     def kill(self) -> None:
-        self._number = self._chance.randrange(SERVERS)
+        self._number = self._chance.randrange(len(self.servers))
         victim = self.servers[self._number]
         self.killed.add(victim)
         victim.process.kill()
@@ -94,6 +95,24 @@ class Fleet:
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
+
+
+class GatewayProcesses:
+    """Those of a fleet's one server, which starts them again; each time one of them dies."""
+
+    def __init__(self, fleet: Fleet, chance: random.Random) -> None:
+        (self._server,) = fleet.servers
+        fleet.killed.add(self._server)
+        self._chance = chance
+        self._before: set[int] = set()
+
+    def kill(self) -> None:
+        self._before = self._server.gateway_pids
+        os.kill(self._chance.choice(sorted(self._before)), signal.SIGKILL)
+
+    def start(self) -> None:
+        """What comes to its port waits until it serves."""
+        eventually(lambda: len(self._server.gateway_pids - self._before) == 1, within=60)
 
 
 class Workers:
@@ -136,6 +155,7 @@ class Play:
 
 PLAYS: dict[Name, Play] = {
     "gateway": Play(),
+    "gateway-process": Play(accident="killed by SIGKILL"),
     "database": Play(gone=(0, 2), refuses=True),
     "redis": Play(gone=(0, 2)),
     "redis-refusing": Play(gone=(0, 2), refuses=True),
@@ -389,6 +409,7 @@ def run(
     with ExitStack() as stack:
         options = list(play.options)
         own: PostgresChild | RedisChild | None = None
+        count = 1 if name == "gateway-process" else SERVERS
         if name == "database":
             own = stack.enter_context(PostgresChild())
             url = own.url
@@ -396,6 +417,9 @@ def run(
             own = stack.enter_context(RedisChild())
             without = "refuse" if name == "redis-refusing" else "local"
             options += [f"limits.redis_url={own.url}", f"limits.without_redis={without}"]
+        elif name == "gateway-process":
+            shared = stack.enter_context(RedisChild())
+            options += [f"limits.redis_url={shared.url}", f"server.workers={SERVERS}"]
         url = url or database_url(None, folder)
         asyncio.run(migrate(url))
         options.append(f"database.url={url.render_as_string(hide_password=False)}")
@@ -403,9 +427,13 @@ def run(
         given: dict[str, Any] = {"engine": play.engine, "env": {"MOONBASE_HOME": str(folder)}}
         if play.engine != "echo":
             given["cache"] = config.cache()
-        fleet = Fleet(lambda: start(*arguments, **given), chance)
+        fleet = Fleet(lambda: start(*arguments, **given), chance, count)
         stack.callback(fleet.end)
-        victim: Victim = own or (Workers(fleet, chance) if name == "engine" else fleet)
+        victim: Victim = own or fleet
+        if name == "engine":
+            victim = Workers(fleet, chance)
+        elif name == "gateway-process":
+            victim = GatewayProcesses(fleet, chance)
         return Chaos(url, fleet, victim, play, streams=streams, kills=kills, chance=chance).run()
 
 

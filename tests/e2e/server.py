@@ -153,10 +153,19 @@ class Server:
 
     @property
     def worker_pid(self) -> int:
-        """The process id of the engine's worker, the server's only child."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        (child,) = [int(word) for task in tasks for word in task.read_text().split()]
+        """The process id of the engine's worker, the server's only child but for gateways."""
+        (child,) = self._children - self.gateway_pids
         return child
+
+    @property
+    def gateway_pids(self) -> set[int]:
+        """The process ids of the gateways, where there are several."""
+        return {pid for pid in self._children if b"moonbase.server.gateway" in _command_line(pid)}
+
+    @property
+    def _children(self) -> set[int]:
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return {int(word) for task in tasks for word in task.read_text().split()}
 
     def close(self, *, but: str | None = None) -> None:
         """End it and hold it to a clean end: status 0 and no stack nor error in the log, except those with `but`."""
@@ -275,6 +284,12 @@ class Server:
         self.process.kill()
         self.process.wait()
         raise StartFailed(-signal.SIGKILL, self.stderr)
+
+
+def _command_line(pid: int) -> bytes:
+    with suppress(OSError):  # it may have ended meanwhile
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def eventually(read: Any, *, within: float = 5.0) -> Any:

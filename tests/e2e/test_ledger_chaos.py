@@ -21,6 +21,12 @@ def test_killed_gateways_charge_everything_once(start_server: StartServer, tmp_p
     assert report.interrupted > 10
 
 
+def test_a_server_outlives_its_gateways(start_server: StartServer, tmp_path: Path) -> None:
+    report = run("gateway-process", tmp_path / "home", start_server, streams=40, kills=2)
+    _check(report, at_least=10)
+    assert report.interrupted > 1
+
+
 @pytest.mark.parametrize("victim", ["database", "redis"])
 def test_gateways_outlive_what_they_use(start_server: StartServer, tmp_path: Path, victim: Name) -> None:
     report = run(victim, tmp_path / "home", start_server, streams=40, kills=2)
@@ -31,6 +37,13 @@ def test_gateways_outlive_what_they_use(start_server: StartServer, tmp_path: Pat
 @pytest.mark.full
 def test_fifty_killed_gateways_charge_everything_once(start_server: StartServer, url: URL, tmp_path: Path) -> None:
     report = run("gateway", tmp_path / "home", start_server, url=url, streams=200, kills=50)
+    _check(report, at_least=1_000)
+    assert report.interrupted > 1_000
+
+
+@pytest.mark.full
+def test_a_server_outlives_fifty_of_its_gateways(start_server: StartServer, url: URL, tmp_path: Path) -> None:
+    report = run("gateway-process", tmp_path / "home", start_server, url=url, streams=200, kills=50)
     _check(report, at_least=1_000)
     assert report.interrupted > 1_000
 

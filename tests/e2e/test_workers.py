@@ -31,24 +31,6 @@ def start(start_server: StartServer, redis_url: str) -> StartServer:
     return start
 
 
-def children(pid: int) -> dict[int, str]:
-    """The command lines of the processes that it has started."""
-    found = {}
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        line = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        found[int(child)] = line
-    return found
-
-
-def gateways(server: Server) -> set[int]:
-    return {pid for pid, line in children(server.process.pid).items() if "moonbase.server.gateway" in line}
-
-
-def others(server: Server) -> set[int]:
-    """The processes of engines."""
-    return set(children(server.process.pid)) - gateways(server)
-
-
 def alive(pid: int) -> bool:
     state = Path(f"/proc/{pid}/stat")
     return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -66,7 +48,7 @@ def connections(server: Server) -> Iterator[list[socket.socket]]:
 
 def test_connections_are_spread_over_the_gateways(start: StartServer) -> None:
     server = start()
-    before = {pid: sockets(pid) for pid in gateways(server)}
+    before = {pid: sockets(pid) for pid in server.gateway_pids}
     assert len(before) == WORKERS
     with connections(server):
         eventually(lambda: sum(sockets(pid) - before[pid] for pid in before) == CONNECTIONS)
@@ -75,7 +57,7 @@ def test_connections_are_spread_over_the_gateways(start: StartServer) -> None:
 
 def test_a_killed_gateway_is_replaced_and_its_port_never_refuses(start: StartServer) -> None:
     server = start("--set", "echo.delay=0.05")
-    for victim in gateways(server):
+    for victim in server.gateway_pids:
         streams = []
         with ExitStack() as stack:
             for _ in range(12):
@@ -84,8 +66,8 @@ def test_a_killed_gateway_is_replaced_and_its_port_never_refuses(start: StartSer
             assert {server.chat("short").status for _ in range(12)} == {200}, "what comes to the dead one waits"
             endings = {_rest(stream).endswith(b"data: [DONE]\n\n") for stream in streams}
         assert True in endings, "the other gateways go on"
-        eventually(lambda: len(gateways(server)) == WORKERS, within=20)
-        assert victim not in gateways(server)
+        eventually(lambda: len(server.gateway_pids) == WORKERS, within=20)
+        assert victim not in server.gateway_pids
     assert [line["message"] for line in server.log if line["level"] == "error"] == [
         f"the gateway {number} ended: killed by SIGKILL" for number in _numbers(server)
     ]
@@ -105,7 +87,7 @@ def _numbers(server: Server) -> list[str]:
 
 def test_gateways_and_engines_end_with_their_parent(start: StartServer, tmp_path: Path) -> None:
     server = start()
-    family = gateways(server)
+    family = server.gateway_pids
     server.process.kill()
     server.process.wait()
     eventually(lambda: not any(map(alive, family)), within=20)
@@ -115,7 +97,7 @@ def test_gateways_and_engines_end_with_their_parent(start: StartServer, tmp_path
 
 def test_a_server_that_stops_finishes_its_streams_and_lets_nobody_in(start: StartServer) -> None:
     server = start("--set", "echo.delay=0.1")
-    family = gateways(server)
+    family = server.gateway_pids
     with ExitStack() as stack:
         streams = [stack.enter_context(server.streaming(chat_body(TEXT, stream=True))) for _ in range(12)]
         server.process.send_signal(signal.SIGTERM)
@@ -177,7 +159,7 @@ def test_metrics_of_all_gateways_are_in_every_scrape(start: StartServer) -> None
     for _ in range(CONNECTIONS):
         assert server.chat("short").status == 200
     time.sleep(1.5)  # so that each has told what it counted
-    os.kill(min(gateways(server)), signal.SIGKILL)
+    os.kill(min(server.gateway_pids), signal.SIGKILL)
     counted = f'moonbase_requests_total{{model="kimi-k2-0905-preview",outcome="stop"}} {CONNECTIONS}.0'
 
     def scraped() -> bool:
@@ -202,7 +184,7 @@ def _back(server: Server) -> None:
 @pytest.mark.parametrize("engine", ["openvino", "llamacpp"])
 def test_gateways_share_an_engine_and_find_it_again_after_its_death(start: StartServer, engine: str) -> None:
     server = start(engine=engine, cache=cache(), workers=2)
-    (before,) = others(server)
+    before = server.worker_pid
     assert {_counts_to_ten(server) for _ in range(12)} == {200}
     with ExitStack() as stack:
         body = chat_body("Write a long story about a fox.", stream=True, max_tokens=2_000)
@@ -213,7 +195,7 @@ def test_gateways_share_an_engine_and_find_it_again_after_its_death(start: Start
         for stream in streams:
             assert b'"type":"server_unavailable"' in stream.read()
     _back(server)
-    (after,) = others(server)
+    after = server.worker_pid
     assert after != before
     assert server.stop() == 0
     assert not alive(after)
@@ -221,7 +203,8 @@ def test_gateways_share_an_engine_and_find_it_again_after_its_death(start: Start
 
 def _kill_engine(pid: int) -> None:
     """What really runs it: a server has a process over it that holds it on its leash."""
-    os.kill(max([pid, *children(pid)]), signal.SIGKILL)
+    held = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(held[0]) if held else pid, signal.SIGKILL)
 
 
 def test_what_an_engine_dies_of_is_refused_by_every_gateway(start: StartServer) -> None:
@@ -231,8 +214,7 @@ def test_what_an_engine_dies_of_is_refused_by_every_gateway(start: StartServer) 
     for _ in range(2):
         with server.streaming(deadly) as stream:
             stream.read1()
-            (worker,) = others(server)
-            os.kill(worker, signal.SIGKILL)
+            os.kill(server.worker_pid, signal.SIGKILL)
             stream.read()
         _back(server)
     assert [server.post(deadly).status for _ in range(12)] == [400] * 12
@@ -242,9 +224,9 @@ def test_what_an_engine_dies_of_is_refused_by_every_gateway(start: StartServer) 
 
 def test_an_engine_that_hangs_is_replaced_whoever_notices(start: StartServer) -> None:
     server = start("--set", "engine.hang_timeout=1", engine="openvino", cache=cache(), workers=2)
-    (before,) = others(server)
+    before = server.worker_pid
     os.kill(before, signal.SIGSTOP)
     assert _counts_to_ten(server) == 503
     _back(server)
-    assert others(server).isdisjoint({before})
+    assert server.worker_pid != before
     assert server.stop() == 0
