@@ -124,12 +124,19 @@ def ending(process: asyncio.subprocess.Process) -> str:
 class Keeper:
     """Lets a process live again and again, with growing pauses between lives that are short."""
 
-    def __init__(self, name: str, life: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        life: Callable[[Callable[[], None]], Awaitable[None]],
+        *,
+        longest_pause: float = _LONGEST_PAUSE,
+    ) -> None:
         """`life` is one life of the process: it calls its argument when the process can work and always raises,
-        `WorkerDied` telling why it ended, `OSError`, or `ConfigurationError`.
+        `WorkerDied` telling why it ended, `OSError`, or `ConfigurationError`. `longest_pause` is in seconds.
         """
         self._name = name
         self._life = life
+        self._longest_pause = longest_pause
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self.restarts = 0
@@ -173,7 +180,7 @@ class Keeper:
                 _log.error("the %s ended: %s", self._name, error, exc_info=not expected)
             ends = 1 if time.monotonic() - started > _STABLE else ends + 1
             self.restarts += 1
-            await asyncio.sleep(0 if ends == 1 else min(0.25 * 2**ends, _LONGEST_PAUSE))
+            await asyncio.sleep(0 if ends == 1 else min(0.25 * 2**ends, self._longest_pause))
 
 
 class Launch(Struct, frozen=True):

@@ -22,6 +22,7 @@ from moonbase.server.serving import Started, stopping_signals
 from moonbase.server.world import Summary
 from moonbase.telemetry import Counts, Metrics
 
+_PAUSE = 1.0  # seconds between two lives at most: what comes to the port of one that has died waits for the next
 _PARTING = 5.0  # seconds for what comes after the open answers
 
 
@@ -123,7 +124,7 @@ class _Gateway:
         self._parent = parent
         self._sockets = sockets
         self._channel: Channel[ToParent, ToGateway] | None = None
-        self._keeper = Keeper(f"gateway {number}", self._life)
+        self._keeper = Keeper(f"gateway {number}", self._life, longest_pause=_PAUSE)
 
     async def start(self) -> None:
         """Returns when it answers requests. Raises `ConfigurationError` when it cannot start."""
