@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, text
+from tests.accounts.money import add_rich
 
 from moonbase.accounts.changes import Changes
 from moonbase.accounts.keys import Keys
 from moonbase.accounts.requests import NewKey
-from moonbase.errors import ConfigurationError, NotFound
+from moonbase.errors import ConfigurationError, InvalidField, NotFound
 from moonbase.store.database import Database, database_url
 from moonbase.store.migrate import migrate
 
@@ -50,6 +51,27 @@ async def test_a_key_made_before_the_first_start_makes_a_first_key_needless(data
     assert await _keys(database).first_start() is None
     assert await _keys(database).list() == [key]
     assert key.hint == secret[-4:]
+
+
+async def test_a_renamed_default_project_does_not_stop_the_next_start(database: Database) -> None:
+    await _keys(database).first_start()
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE project SET name = 'web'"))
+    assert await _keys(database).first_start() is None
+    with pytest.raises(InvalidField, match="project_id"):
+        await _keys(database).create(NewKey(name="mine"))
+
+
+async def test_a_renamed_default_organization_gets_no_successor_at_the_next_start(database: Database) -> None:
+    await _keys(database).first_start()
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE organization SET name = 'acme'"))
+    assert await _keys(database).first_start() is None
+
+
+async def test_an_organization_that_an_administrator_named_default_does_not_stop_a_start(database: Database) -> None:
+    await add_rich(database, "default")
+    assert await _keys(database).first_start() is None
 
 
 async def test_the_database_holds_the_hash_of_a_secret_and_nothing_else_of_it(database: Database) -> None:

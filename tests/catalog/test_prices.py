@@ -19,7 +19,7 @@ def test_amounts_show_at_least_two_decimals() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "-0", "NaN", "Infinity", "1e-10", "1,5", "1e9"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "-0", "NaN", "Infinity", "1e-10", "1,5", "1e9", "1." + "0" * 37 + "1"])
 def test_what_is_no_exact_amount_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"decimal|amount"):
         nano(text)

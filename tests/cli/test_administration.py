@@ -92,6 +92,17 @@ def test_money_comes_and_goes() -> None:
     assert len(run("credit", "entries", owner, "--kind", "correction").splitlines()) == 1
 
 
+def test_what_a_spreadsheet_would_calculate_is_text_in_csv() -> None:
+    owner = organization()
+    run("orgs", "update", owner, "--name", "=HYPERLINK(1)")
+    run("credit", "add", owner, "1", "--note", "@SUM(1+1)")
+    run("credit", "take", owner, "0.5", "--note", "-1+1")
+    (row,) = csv.DictReader(run("orgs", "list", "--format", "csv").splitlines())
+    assert row["name"] == "'=HYPERLINK(1)"
+    rows = list(csv.DictReader(run("credit", "entries", owner, "--format", "csv").splitlines()))
+    assert [(row["note"], row["cash"]) for row in rows] == [("'-1+1", "-0.50"), ("'@SUM(1+1)", "1.00")]
+
+
 def test_prices_are_set_and_removed() -> None:
     prices = ["--miss", "1", "--hit", "0.1", "--output", "2"]
     run("prices", "set", K2, "--currency", "USD", "--since", "2026-12-01", *prices)

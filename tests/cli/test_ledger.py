@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from moonbase.cli.keys import app as keys
 from moonbase.cli.ledger import app
-from moonbase.errors import ConfigurationError, WriteOffRefused
+from moonbase.errors import ConfigurationError, InvalidField, WriteOffRefused
 
 cli = CliRunner()
 
@@ -42,6 +42,14 @@ def test_where_there_is_no_database_nothing_is_said_to_agree(
     assert isinstance(result.exception, ConfigurationError)
     assert str(result.exception).startswith(f"there is no database at {tmp_path / 'elsewhere' / 'moonbase.db'}; ")
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("note", ["", " ", "a\nb", "x" * 501])
+def test_a_write_off_says_why_in_one_line(database: sqlite3.Connection, note: str) -> None:
+    result = cli.invoke(app, ["write-off", "host-1-abc", "--note", note])
+    assert isinstance(result.exception, InvalidField)
+    assert database.execute("SELECT amount_nano FROM lease").fetchall() == [(60,)]
+    database.close()
 
 
 def test_books_that_do_not_agree_are_an_exit_code_and_a_line_that_says_where(database: sqlite3.Connection) -> None:

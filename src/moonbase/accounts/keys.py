@@ -40,14 +40,15 @@ class Keys:
         self._on_changed = on_changed
 
     async def first_start(self) -> str | None:
-        """Make the default organization (post-paid, no limits), project and key where there are none.
+        """Make the default organization (post-paid, no limits), project and key where there is no key.
 
-        Returns the key's secret, which exists nowhere else; None at every later call, in whatever process.
-        Raises `ConfigurationError` when the database refuses.
+        Returns the key's secret, which exists nowhere else; None at every later call, in whatever process, and where
+        administrators have begun otherwise. Raises `ConfigurationError` when the database refuses.
         """
         with self._changes.database.at_start():
             async with self._changes.begin() as change:
-                if await _default_project(change.connection) is not None:
+                begun = await store.is_organization_named(change.connection, _DEFAULT)
+                if begun or await store.is_any_key(change.connection):
                     return None
                 _, secret = await self._create(change, NewKey(name=_DEFAULT))
                 return secret
@@ -126,6 +127,9 @@ class Keys:
         return key, secret
 
     async def _create_default_project(self, change: Change) -> str:
+        """Raises `InvalidField` where it was renamed or never was."""
+        if await store.is_organization_named(change.connection, _DEFAULT):
+            raise InvalidField("project_id", f"must be given: the organization {_DEFAULT} has no project {_DEFAULT}")
         organization = Organization(
             id=ids.organization_id(),
             uid=ids.uid(),

@@ -2,6 +2,7 @@
 
 import datetime
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 from msgspec import Struct
 
@@ -34,10 +35,10 @@ def nano(amount: str) -> int:
         raise ValueError(f"{amount!r} is not a decimal number") from None
     if not value.is_finite() or value.is_signed() or value >= _NANO:
         raise ValueError(f"{amount!r} is not an amount from 0 to {_NANO}")
-    exact = value.scaleb(9)
-    if exact != int(exact):
+    exact = Fraction(value) * _NANO  # decimal arithmetic would round what is to be refused
+    if exact.denominator != 1:
         raise ValueError(f"{amount!r} has more than nine decimals")
-    return int(exact)
+    return exact.numerator
 
 
 def decimal(nanos: int) -> str:

@@ -1,5 +1,6 @@
 """Rows for people and for programs."""
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -7,6 +8,9 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 class Format(StrEnum):
@@ -92,7 +96,13 @@ def _plain(value: Any) -> str:
 def _print_csv(lines: list[list[str]]) -> None:
     import csv
 
-    csv.writer(sys.stdout, lineterminator="\n").writerows(lines)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerows([[_inert(cell) for cell in line] for line in lines])
+
+
+def _inert(cell: str) -> str:
+    """What a spreadsheet would take for a formula begins with an apostrophe; numbers stay."""
+    return f"'{cell}" if cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
 
 
 def _print_table(columns: Sequence[str], cells: list[list[str]]) -> None:

@@ -154,6 +154,11 @@ async def update_project(connection: AsyncConnection, row: Project) -> None:
     await connection.execute(update(project).where(project.c.id == row.id).values(_columns(row)))
 
 
+async def is_any_key(connection: AsyncConnection) -> bool:
+    """Whether there is a key, revoked ones included."""
+    return (await connection.execute(select(key.c.id).limit(1))).first() is not None
+
+
 async def count_keys(connection: AsyncConnection, project_id: str) -> int:
     """The revoked ones too."""
     query = select(func.count()).select_from(key).where(key.c.project_id == project_id)
