@@ -157,8 +157,8 @@ PLAYS: dict[Name, Play] = {
     "gateway": Play(),
     "gateway-process": Play(accident="killed by SIGKILL"),
     "database": Play(gone=(0, 2), refuses=True),
-    "redis": Play(gone=(0, 2)),
-    "redis-refusing": Play(gone=(0, 2), refuses=True),
+    "redis": Play(lives=(1, 2), gone=(0, 2)),  # it is looked for once a second
+    "redis-refusing": Play(lives=(1.5, 2.5), gone=(0, 2), refuses=True),
     "engine": Play(
         engine="openvino",
         options=("engine.max_running=200", f"engine.cache_bytes={1 << 30}"),
