@@ -228,6 +228,11 @@ class Settings(_Section, frozen=True):
         dict[str, EngineSettings], _d("Further engines, with the keys of [engine], for models to name.")
     ] = field(default_factory=dict)
 
+    @property
+    def engines(self) -> dict[str, EngineSettings]:
+        """All engines by the tables that describe them: `engine`, and `deployments.NAME` of each further one."""
+        return {"engine": self.engine} | {f"deployments.{name}": engine for name, engine in self.deployments.items()}
+
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder of the state (database): MOONBASE_HOME, else the platform's data folder."""

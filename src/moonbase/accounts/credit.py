@@ -57,7 +57,7 @@ class Credit:
             raise InvalidField("amount", "must not be 0")
         async with self._changes.begin() as change:
             organization = await existing_organization(change.connection, organization_id)
-            if await _is_booked(change, organization_id, "credit", request, once):
+            if not await _claim(change, organization_id, "credit", request, once):
                 return await _standing(change.connection, organization_id)
             entry = _entry(organization, "credit", nano, request, change.now)
             await _book(change, entry)
@@ -75,11 +75,10 @@ class Credit:
         nano = fields.amount("amount", request.amount.removeprefix("-"))
         if nano == 0:
             raise InvalidField("amount", "must not be 0")
-        if not request.note.strip():
-            raise InvalidField("note", "must say why")
+        fields.reason(request.note)
         async with self._changes.begin() as change:
             organization = await existing_organization(change.connection, organization_id)
-            if await _is_booked(change, organization_id, "correction", request, once):
+            if not await _claim(change, organization_id, "correction", request, once):
                 return await _standing(change.connection, organization_id)
             entry = _entry(organization, "correction", -nano if negative else nano, request, change.now)
             await _book(change, entry)
@@ -119,12 +118,15 @@ def _entry(
     )
 
 
-async def _is_booked(
+async def _claim(
     change: Change, organization_id: str, kind: EntryKind, request: NewCredit | NewCorrection, once: str | None
 ) -> bool:
-    """Whether this request was carried out before, under this key; if not, it is from now on."""
+    """Whether to carry the request out: it was not yet under its key, which is its own from now on.
+
+    Raises `InvalidField`, and `Conflict` for a key of another request.
+    """
     if once is None:
-        return False
+        return True
     if not (0 < len(once) <= _KEY_LENGTH and once.isascii() and once.isprintable()):
         raise InvalidField("Idempotency-Key", f"must be at most {_KEY_LENGTH} printable ASCII characters")
     wanted = msgspec.json.encode((kind, request)).decode()
@@ -133,7 +135,7 @@ async def _is_booked(
         await store.add_booking(change.connection, organization_id, once, wanted, change.now)
     elif before != wanted:
         raise Conflict(f"the Idempotency-Key {once} was used for another request")
-    return before is not None
+    return before is None
 
 
 async def _book(change: Change, entry: Entry) -> None:

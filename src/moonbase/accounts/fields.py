@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from moonbase.accounts.requests import NOTE_LENGTH
 from moonbase.catalog.prices import nano
 from moonbase.errors import InvalidField
 
@@ -27,6 +28,13 @@ def name(text: str) -> str:
     if not text.strip():
         raise InvalidField("name", "must not be empty")
     return printable("name", text)
+
+
+def reason(note: str) -> str:
+    """Why a change of the books is made."""
+    if not note.strip() or len(note) > NOTE_LENGTH:
+        raise InvalidField("note", f"must say why, in at most {NOTE_LENGTH} characters")
+    return printable("note", note)
 
 
 def amount(field: str, text: str) -> int:

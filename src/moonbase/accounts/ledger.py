@@ -18,7 +18,7 @@ from moonbase.accounts.tokens import MOST, Tokens
 from moonbase.accounts.wallets import Wallets
 from moonbase.catalog.prices import Price
 from moonbase.config import Durability
-from moonbase.errors import ConfigurationError, DatabaseUnavailable, InvalidField, WriteOffRefused
+from moonbase.errors import ConfigurationError, DatabaseUnavailable, WriteOffRefused
 from moonbase.store.database import Database
 from moonbase.store.ledger import change_balance, return_leases
 from moonbase.store.records import Caller, Entry, Lease, Outcome, UsageRecord
@@ -26,7 +26,6 @@ from moonbase.store.records import Caller, Entry, Lease, Outcome, UsageRecord
 log = logging.getLogger(__name__)
 
 _MARK_S = 0.25
-_LONGEST_NOTE = 500
 MARK_TOKENS = 64
 _TIDY_S = 2.0
 _BATCH = 1024
@@ -346,9 +345,7 @@ async def write_off(changes: Changes, spools: Path, process_id: str, note: str) 
     What the process had served and not yet recorded is charged to nobody; an entry of each organization says so, with
     `note`, and the audit log. Raises `WriteOffRefused`, `InvalidField` and `DatabaseUnavailable`.
     """
-    if not note.strip() or len(note) > _LONGEST_NOTE:
-        raise InvalidField("note", f"must say why, in at most {_LONGEST_NOTE} characters")
-    fields.printable("note", note)
+    fields.reason(note)
     if (spools / process_id).exists():
         raise WriteOffRefused(
             f"the spool of {process_id} is in {spools}: the process runs, or a server on this host takes over from it"

@@ -23,7 +23,8 @@ Endpoints = Annotated[tuple[Endpoint, ...], Meta(min_length=1, max_length=6)]
 Tier = Annotated[int, Meta(ge=0, le=5)]
 Cap = Annotated[int, Meta(ge=1, le=2**53)]
 Amount = Annotated[str, Meta(min_length=1, max_length=40)]
-Note = Annotated[str, Meta(max_length=500)]
+NOTE_LENGTH = 500
+Note = Annotated[str, Meta(max_length=NOTE_LENGTH)]
 Moment = Annotated[str, Meta(min_length=1, max_length=40)]
 
 

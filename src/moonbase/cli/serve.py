@@ -92,10 +92,9 @@ def _local_models(settings: "Settings") -> list[str]:
     """What engines are to load in processes of ours."""
     from moonbase.catalog.weights import DEFAULT_WEIGHTS
 
-    engines = [settings.engine, *settings.deployments.values()]
     return [
         engine.model or DEFAULT_WEIGHTS
-        for engine in engines
+        for engine in settings.engines.values()
         if engine.name in ("openvino", "llamacpp") and engine.url is None
     ]
 

@@ -13,8 +13,9 @@ from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.errors import ConfigurationError, UpstreamFailed
 
 _LOAD_SECONDS = 3600.0  # hundreds of gigabytes take their time
-_PROBE_SECONDS = 5.0
-_LATER = (408, 429)  # answers of a server that will know its facts, besides those from 500 on
+_MAX_FACTS = 1024 * 1024  # bytes
+PROBE_SECONDS = 5.0
+"""The longest that a server may take to say how it is, and how long one that is ready is not asked."""
 
 
 class Program(Struct, frozen=True):
@@ -117,21 +118,31 @@ class KeptServer:
 
     async def _answers(self) -> bool:
         async with UpstreamClient(self._begun.url, headers={"Authorization": f"Bearer {self._begun.key}"}) as client:
-            health = await _status(client, "/health")
+            health, _ = await ask(client, "/health")
             if health == 404:
                 raise ConfigurationError(f"{self._begun.url}: there is no {self._program.name} server")
-            facts = await _status(client, self._program.facts_path) if health == 200 else 503
-            return facts < 500 and facts not in _LATER
+            if health != 200:
+                return False
+            facts, _ = await ask(client, self._program.facts_path)
+            return not later(facts)
 
     def _changed(self) -> None:
         for told in self._told:
             told()
 
 
-async def _status(client: UpstreamClient, path: str) -> int:
-    """Raises `UpstreamFailed`, also when there is no answer in time."""
+async def ask(client: UpstreamClient, path: str) -> tuple[int, bytes]:
+    """The status and the body of what a server says of itself.
+
+    Raises `UpstreamFailed`, whose cause is a `TimeoutError` when there is no answer in time.
+    """
     try:
-        async with asyncio.timeout(_PROBE_SECONDS), client.request("GET", path) as response:
-            return response.status
+        async with asyncio.timeout(PROBE_SECONDS), client.request("GET", path) as response:
+            return response.status, await response.body(_MAX_FACTS)
     except TimeoutError as error:
-        raise UpstreamFailed(f"{path} is not answered within {_PROBE_SECONDS:g} s", began=True) from error
+        raise UpstreamFailed(f"{path} is not answered within {PROBE_SECONDS:g} s", began=True) from error
+
+
+def later(status: int) -> bool:
+    """Whether a server that answers so may say something else when it has loaded its model."""
+    return status >= 500 or status in (408, 429)

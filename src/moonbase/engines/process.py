@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from moonbase.errors import ConfigurationError, UpstreamFailed, WorkerDied
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "CUDA_HOME")
 _KEPT_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "KMP_", "TBB_", "CUDA_VISIBLE_", "NVIDIA_VISIBLE_", "NCCL_")
@@ -110,7 +110,7 @@ async def _forward_log(process: asyncio.subprocess.Process, name: str, secret: b
         *lines, rest = (text.replace(secret, b"***") if secret else text).split(b"\n")
         for line in lines:
             if line.strip():
-                _log.info("%s: %s", name, line[:_LOG_LINE].decode(errors="replace"))
+                log.info("%s: %s", name, line[:_LOG_LINE].decode(errors="replace"))
         rest = rest[: 2 * _LOG_LINE]  # the cut lies beyond what is logged, so half a secret never shows
 
 
@@ -170,14 +170,17 @@ class Keeper:
             started = time.monotonic()
             try:
                 await self._life(ready)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the process must live again
-                if not became_ready.done():
-                    became_ready.set_exception(WorkerDied(str(error)))
-                    return
-                if self._closing:
-                    return
-                expected = isinstance(error, OSError | WorkerDied | ConfigurationError)
-                _log.error("the %s ended: %s", self._name, error, exc_info=not expected)
+            except (OSError, WorkerDied, ConfigurationError) as error:
+                reason = str(error)
+            except Exception as error:  # a bug; the process must live again all the same
+                log.exception("the keeper of the %s failed", self._name)
+                reason = str(error)
+            if not became_ready.done():
+                became_ready.set_exception(WorkerDied(reason))
+                return
+            if self._closing:
+                return
+            log.error("the %s ended: %s", self._name, reason)
             ends = 1 if time.monotonic() - started > _STABLE else ends + 1
             self.restarts += 1
             await asyncio.sleep(0 if ends == 1 else min(0.25 * 2**ends, self._longest_pause))

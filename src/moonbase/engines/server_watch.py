@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from moonbase.config import EngineSettings
 from moonbase.engines.base import GenerateRequest
-from moonbase.engines.kept_server import ServerKeeper, ServerLife
+from moonbase.engines.kept_server import PROBE_SECONDS, ServerKeeper, ServerLife, ask, later
 from moonbase.engines.suspects import Suspects
 from moonbase.engines.upstream.client import UpstreamClient
 from moonbase.engines.upstream.limits import UpstreamLimits
@@ -23,9 +23,7 @@ from moonbase.errors import (
 
 log = logging.getLogger(__name__)
 
-_PROBE_SECONDS = 5.0  # between two looks at a server that is ready, and the longest that it may take for an answer
 _RETRY_SECONDS = 0.5  # between two looks at one that is not
-_MAX_FACTS = 1024 * 1024  # bytes
 _LEAST_REQUESTS = 1024  # at once: a server at a URL may run more of them than `max_running` says
 _LOOKS = 2  # at once, at a server that is being started anew
 RESTART_SECONDS = 5
@@ -198,14 +196,14 @@ class ServerWatch:
     async def _keep_looking(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PROBE_SECONDS if self.ready else _RETRY_SECONDS):
+                async with asyncio.timeout(PROBE_SECONDS if self.ready else _RETRY_SECONDS):
                     await self._look.wait()
             alarmed = self._look.is_set()
             self._look.clear()
             if not await self._follow():
                 continue
             began = time.monotonic()
-            if self.ready and not alarmed and began - self._heard < _PROBE_SECONDS:
+            if self.ready and not alarmed and began - self._heard < PROBE_SECONDS:
                 continue  # a server that is busy may answer nothing else
             try:
                 await self._probe()
@@ -226,14 +224,14 @@ class ServerWatch:
         Raises `UpstreamFailed` when there is no answer in time, `ConfigurationError` when it is no such server or does
         not let us in.
         """
-        status, _ = await self._get("/health")
+        status, _ = await ask(self.client, "/health")
         if status == 404:
             raise ConfigurationError(f"{self.url}: there is no {self._name} server; its url has no path such as /v1")
         if status == 200 and not self.ready:
-            status, body = await self._get(self._facts_path)
+            status, body = await ask(self.client, self._facts_path)
             if status in (401, 403):
                 raise ConfigurationError(f"{self.url}: the server demands another api_key")
-            if status >= 500 or status in (408, 429):
+            if later(status):
                 raise UpstreamFailed(f"{self._facts_path} answers {status}", began=True)
             self._learn(body)
         if status == 200:
@@ -271,11 +269,3 @@ class ServerWatch:
         silent = time.monotonic() - max(self._heard, self._answered) > self._hang_timeout
         if silent and self._keeper.end(self._life.number):
             log.error("the %s server has answered nothing for %g s; it is ended", self._name, self._hang_timeout)
-
-    async def _get(self, path: str) -> tuple[int, bytes]:
-        """Raises `UpstreamFailed`, whose cause is a `TimeoutError` when there is no answer in time."""
-        try:
-            async with asyncio.timeout(_PROBE_SECONDS), self.client.request("GET", path) as response:
-                return response.status, await response.body(_MAX_FACTS)
-        except TimeoutError as error:
-            raise UpstreamFailed(f"{path} is not answered within {_PROBE_SECONDS:g} s", began=True) from error

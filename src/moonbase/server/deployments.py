@@ -1,8 +1,9 @@
 """Makes the deployment that a table of settings describes: engine, tokenizer and format, not yet started."""
 
+import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -71,16 +72,24 @@ def keep_engines(settings: Settings, catalog: Catalog, cache: Path) -> dict[str,
 
     Raises `ConfigurationError` or `ModelFileError` naming what is wrong.
     """
-    tables = {"engine": settings.engine}
-    tables |= {f"deployments.{name}": engine for name, engine in settings.deployments.items()}
     kept: dict[str, KeptEngine] = {}
-    for key, engine in tables.items():
+    for key, engine in settings.engines.items():
         recipe = _Recipe(key, engine, settings, catalog, cache)
         if engine.name == "openvino":
             kept[key] = _openvino_worker(recipe)
         elif engine.name in ("llamacpp", "vllm", "sglang") and engine.url is None:
             kept[key] = KeptServer(_server_program(recipe))
     return kept
+
+
+async def start_all(starts: Iterable[Coroutine[None, None, None]]) -> None:
+    """All side by side. Raises the first error."""
+    try:
+        async with asyncio.TaskGroup() as starting:
+            for start in starts:
+                starting.create_task(start)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
 
 
 def build_deployment(

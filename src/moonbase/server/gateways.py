@@ -5,8 +5,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moonbase.catalog.catalog import load_catalog
@@ -17,7 +16,7 @@ from moonbase.engines.supervisor import Supervisor
 from moonbase.errors import ConfigurationError, ModelFileError, WorkerDied
 from moonbase.server import channel
 from moonbase.server.channel import Channel, Place, ServerPlace, ToGateway, ToParent, WorkerPlace
-from moonbase.server.deployments import KeptEngine, keep_engines
+from moonbase.server.deployments import KeptEngine, keep_engines, start_all
 from moonbase.server.serving import Started, stopping_signals
 from moonbase.server.world import Summary
 from moonbase.telemetry import Counts, Metrics
@@ -30,7 +29,7 @@ class Gateways:
     """One gateway for each list of sockets; see `listeners.bind_all`."""
 
     def __init__(self, settings: Settings, home: Path, cache: Path, sockets: list[list[socket.socket]]) -> None:
-        self.settings = settings
+        self._settings = settings
         self.metrics = Metrics(self._counts)
         """What all gateways have counted, to the second."""
         self._home = home
@@ -49,17 +48,17 @@ class Gateways:
         async with contextlib.AsyncExitStack() as stack:
             await self._start_engines(stack)
             stack.push_async_callback(self._end_gateways)
-            await _start([gateway.start for gateway in self._gateways])
+            await start_all(gateway.start() for gateway in self._gateways)
             assert self._summary is not None
             with stopping_signals(self._stop):
                 await started(self._summary)
                 await self._stopping.wait()
-                await self._end_gateways(self.settings.server.shutdown_grace + _PARTING)
+                await self._end_gateways(self._settings.server.shutdown_grace + _PARTING)
 
     def begin(self, sockets: list[socket.socket]) -> channel.Begin:
         """What a new gateway has to know."""
         return channel.Begin(
-            self.settings,
+            self._settings,
             str(self._home),
             str(self._cache),
             [listener.fileno() for listener in sockets],
@@ -83,12 +82,12 @@ class Gateways:
                 gateway.send(channel.Scraped(self.metrics.exposition()))
 
     async def _start_engines(self, stack: contextlib.AsyncExitStack) -> None:
-        self._engines = keep_engines(self.settings, load_catalog(self.settings.models), self._cache)
+        self._engines = keep_engines(self._settings, load_catalog(self._settings.models), self._cache)
         for name, engine in self._engines.items():
             stack.push_async_callback(engine.close)
             if isinstance(engine, KeptServer):
                 engine.on_change(self._teller(name, engine))
-        await _start([partial(_start_engine, name, engine) for name, engine in self._engines.items()])
+        await start_all(_start_engine(name, engine) for name, engine in self._engines.items())
 
     def _teller(self, name: str, engine: KeptServer) -> Callable[[], None]:
         return lambda: self._tell(channel.Moved(name, engine.life))
@@ -177,16 +176,6 @@ class _Gateway:
         self.counts.gauges = []
         self.ended.add(self.counts)
         self.counts = Counts()
-
-
-async def _start(starts: list[Callable[[], Coroutine[None, None, None]]]) -> None:
-    """All side by side. Raises the first error."""
-    try:
-        async with asyncio.TaskGroup() as starting:
-            for start in starts:
-                starting.create_task(start())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
 
 
 async def _start_engine(name: str, engine: KeptEngine) -> None:

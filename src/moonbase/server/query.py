@@ -92,13 +92,14 @@ def decode_query(kind: type[T], exchange: Exchange) -> T:
     for name, _ in pairs:
         if [each for each, _ in pairs].count(name) > 1:
             raise InvalidField(name, "must be given once")
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    for name in parameters:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise InvalidRequest(f"The query contains unknown parameter `{name}`; there are: {there}")
     try:
         return msgspec.convert(parameters, kind, strict=False)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
-        if path:
-            raise InvalidRequest(f"the query parameter `{path.rstrip('`')}` is illegal: {reason}") from error
-        names = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
-        raise InvalidRequest(
-            f"{reason.replace('Object', 'The query').replace('field', 'parameter')}; there are: {names}"
-        ) from error
+        what = f"the query parameter `{path.rstrip('`')}`" if path else "the query"
+        raise InvalidRequest(f"{what} is illegal: {reason}") from error

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from moonbase.config import EngineSettings, Settings
 from moonbase.engines.kept_server import ServerLife
 from moonbase.engines.suspects import Suspects
 from moonbase.engines.worker_link import WorkerClient, WorkerKeeper, WorkerLink
@@ -81,7 +80,7 @@ class Shared:
         return lambda testimony: self._send(Testified(engine, testimony))
 
     def _linker(self, engine: str, address: Path, suspects: Suspects) -> Callable[[WorkerClient], WorkerKeeper]:
-        hang_timeout = _table(self._settings, engine).hang_timeout
+        hang_timeout = self._settings.engines[engine].hang_timeout
 
         def link(client: WorkerClient) -> WorkerLink:
             return WorkerLink(
@@ -89,7 +88,3 @@ class Shared:
             )
 
         return link
-
-
-def _table(settings: Settings, engine: str) -> EngineSettings:
-    return settings.engine if engine == "engine" else settings.deployments[engine.removeprefix("deployments.")]

@@ -1,6 +1,5 @@
 """Builds everything a server needs, in one place, and takes it down again."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from moonbase.router.deployment import Deployment
 from moonbase.router.router import Router
 from moonbase.server.admin import admin_endpoints
 from moonbase.server.app import Served, build_app
-from moonbase.server.deployments import NOT_SHARED, SharedEngines, build_deployment
+from moonbase.server.deployments import NOT_SHARED, SharedEngines, build_deployment, start_all
 from moonbase.server.endpoints import AccountEndpoints, ChatEndpoint, CountEndpoint, OperationEndpoints, UsageEndpoints
 from moonbase.service.chat import ChatService
 from moonbase.service.ids import Ids
@@ -139,24 +138,18 @@ async def _start_deployments(
     settings: Settings, catalog: Catalog, cache: Path, shared: SharedEngines, stack: AsyncExitStack
 ) -> Router:
     """All deployments, started side by side; `stack` closes them."""
-    default = build_deployment("engine", settings.engine, settings, catalog, cache, shared)
-    named = {
-        name: build_deployment(f"deployments.{name}", engine, settings, catalog, cache, shared)
-        for name, engine in settings.deployments.items()
+    built = {
+        key: build_deployment(key, engine, settings, catalog, cache, shared) for key, engine in settings.engines.items()
     }
-    try:
-        async with asyncio.TaskGroup() as starting:
-            for deployment in (default, *named.values()):
-                stack.push_async_callback(deployment.close)
-                starting.create_task(deployment.start())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
+    for deployment in built.values():
+        stack.push_async_callback(deployment.close)
+    await start_all(deployment.start() for deployment in built.values())
     by_model = {
-        model_id: named[override.deployment]
+        model_id: built[f"deployments.{override.deployment}"]
         for model_id, override in settings.models.items()
         if override.deployment is not None
     }
-    return Router(default, by_model)
+    return Router(built["engine"], by_model)
 
 
 def _running(deployment: Deployment) -> Callable[[], float]:

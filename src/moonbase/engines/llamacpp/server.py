@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--slots", type=int, required=True)
-    parser.add_argument("--gateways", type=int, default=1)
+    parser.add_argument("--gateways", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("settings", nargs="*")
     arguments = parser.parse_args()
