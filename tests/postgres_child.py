@@ -7,7 +7,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -61,15 +62,27 @@ class PostgresChild:
 
     def kill(self) -> None:
         """SIGKILL to all its processes."""
-        if self._process is None:
-            return
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It accepts connections and answers nothing."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        """To the server first, so that it does not replace its children."""
+        assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        self._process.kill()
-        self._process.wait()
-        self._process = None
-        for child in children:
+        for process in (self._process.pid, *map(int, children)):
             with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+                os.kill(process, number)
 
     def _begin(self) -> subprocess.Popen[bytes]:
         command = [self._postgres, "-D", self._folder / "data", "-h", "127.0.0.1", "-p", str(self._port), "-k", ""]

@@ -3,9 +3,9 @@
 from moonbase.store.database import Database
 from moonbase.store.keys import add_organization
 from moonbase.store.ledger import change_balance
-from moonbase.store.records import NO_LIMITS, Entry, Limits, Organization, UsageRecord
+from moonbase.store.records import NO_LIMITS, Entry, Limits, Organization, Settlement
 
-RECORD = UsageRecord(
+RECORD = Settlement(
     request_id="r",
     organization_id="org-a",
     project_id="proj-a",

@@ -18,7 +18,7 @@ from moonbase.accounts.spool import Spool, left_spools
 from moonbase.errors import DatabaseUnavailable
 from moonbase.store.database import Database, database_url
 from moonbase.store.migrate import migrate
-from moonbase.store.records import UsageRecord
+from moonbase.store.records import Settlement
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +34,7 @@ def _recorder(database: Database, spool: Spool, **options: Any) -> Recorder:
     return Recorder(database, spool, clock=milliseconds, **options)
 
 
-def _records(count: int, prefix: str = "r") -> list[UsageRecord]:
+def _records(count: int, prefix: str = "r") -> list[Settlement]:
     return [replace(RECORD, request_id=f"{prefix}{i}") for i in range(count)]
 
 

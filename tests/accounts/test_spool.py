@@ -13,14 +13,14 @@ from msgspec.structs import replace
 from tests.accounts.money import RECORD
 
 from moonbase.accounts.spool import Spool, left_spools
-from moonbase.store.records import UsageRecord
+from moonbase.store.records import Settlement
 
 
-def _settled(request_id: str) -> UsageRecord:
+def _settled(request_id: str) -> Settlement:
     return replace(RECORD, request_id=request_id, outcome="stop")
 
 
-def _left(root: Path) -> list[UsageRecord]:
+def _left(root: Path) -> list[Settlement]:
     return [record for spool in left_spools(root) for record in spool.records]
 
 

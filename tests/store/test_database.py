@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, text
+from tests.postgres_child import PostgresChild
 
 from moonbase.errors import ConfigurationError, DatabaseUnavailable
 from moonbase.store.database import Database, database_url
@@ -51,6 +52,38 @@ async def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
         "moonbase.db-shm": 0o600,
         "moonbase.db.lock": 0o600,
     }
+
+
+async def test_a_server_that_hangs_is_away_until_it_answers_again() -> None:
+    with PostgresChild() as postgres:
+        async with Database(postgres.url) as database:
+
+            async def work() -> None:
+                async with database.write() as connection:
+                    await connection.execute(text("SELECT 1"))
+
+            await work()
+            with postgres.hanging():
+                found = await asyncio.gather(*[work() for _ in range(40)], return_exceptions=True)
+            assert {type(each) for each in found} == {DatabaseUnavailable}
+            await work()
+            await database.close()
+            with postgres.hanging(), pytest.raises(ConfigurationError, match=r"cannot be used \(no answer\)"):
+                await database.open()
+
+
+async def test_many_that_want_to_be_alone_leave_others_room(database: Database) -> None:
+    async def alone() -> None:
+        async with database.exclusive() as connection:
+            await connection.execute(text("SELECT 1"))
+            await asyncio.sleep(0.01)
+
+    waiting = [asyncio.create_task(alone()) for _ in range(100)]
+    await asyncio.sleep(0.02)
+    async with database.read() as connection:
+        await connection.execute(text("SELECT 1"))
+    assert sum(task.done() for task in waiting) < 50
+    await asyncio.gather(*waiting)
 
 
 async def test_an_exception_undoes_the_transaction(database: Database) -> None:

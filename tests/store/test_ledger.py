@@ -19,7 +19,7 @@ from moonbase.store.ledger import (
     return_leases,
     take_lease,
 )
-from moonbase.store.records import Balance, UsageRecord
+from moonbase.store.records import Balance, Settlement
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ RECORD = replace(
 )
 
 
-async def _charge(database: Database, *records: UsageRecord, process_id: str = "p") -> list[str]:
+async def _charge(database: Database, *records: Settlement, process_id: str = "p") -> list[str]:
     async with database.write() as connection:
         return [record.request_id for record in await charge(connection, process_id, records, 7)]
 
@@ -125,12 +125,49 @@ async def test_a_charge_is_taken_from_the_lease_of_its_process(database: Databas
     await add_rich(database, "org-a", cash=100)
     await _lease(database, 40)
     await _lease(database, 30, process_id="q")
-    await _charge(database, replace(RECORD, cost_nano=25))
+    await _charge(database, replace(RECORD, cost_nano=25, leased_nano=25))
     async with database.read() as connection:
         assert [(each.process_id, each.amount_nano) for each in await list_leases(connection)] == [("p", 15), ("q", 30)]
     assert await _lease(database, 31, process_id="q") == (0, False)
     assert await _lease(database, 30, process_id="q") == (30, False)
     assert await _balance(database) == Balance(75, 0)
+
+
+@pytest.mark.parametrize(("cost", "leased", "left"), [(25, 0, 40), (25, 10, 30), (25, 60, 15), (60, 60, 0)])
+async def test_only_what_is_said_to_be_in_the_lease_comes_out_of_it(
+    database: Database, cost: int, leased: int, left: int
+) -> None:
+    await add_rich(database, "org-a", cash=100)
+    await _lease(database, 40)
+    await _charge(database, replace(RECORD, cost_nano=cost, leased_nano=leased))
+    async with database.read() as connection:
+        assert sum(each.amount_nano for each in await list_leases(connection)) == left
+    assert await _balance(database) == Balance(100 - cost, 0)
+
+
+async def test_what_is_spent_beyond_leases_leaves_nothing_to_lease_until_it_is_paid(database: Database) -> None:
+    await add_rich(database, "org-a", cash=100)
+    await _lease(database, 90)
+    await _charge(database, replace(RECORD, cost_nano=70))
+    assert await _balance(database) == Balance(30, 0)
+    assert await _excess(database) == 60
+    assert await _lease(database, 1, process_id="q") == (0, False)
+    await _charge(database, replace(RECORD, request_id="s", cost_nano=50, leased_nano=50))
+    assert await _balance(database) == Balance(-20, 0)
+    assert await _excess(database) == 40
+    async with database.write() as connection:
+        await change_balance(connection, credit("org-a", cash=50))
+    assert await _excess(database) == 10
+    async with database.write() as connection:
+        await return_leases(connection, "p", 8)
+    assert await _excess(database) == 0
+    assert await _balance(database) == Balance(30, 0)
+    assert await _lease(database, 30, process_id="q") == (30, False)
+
+
+async def _excess(database: Database) -> int:
+    async with database.read() as connection:
+        return int((await connection.execute(text("SELECT excess_nano FROM balance"))).scalar_one())
 
 
 async def test_money_given_back_can_be_leased_by_another(database: Database) -> None:
@@ -166,6 +203,7 @@ async def test_nothing_can_be_taken_away_that_running_requests_may_cost(database
         ("UPDATE balance SET voucher_nano = voucher_nano - 1", "vouchers of the balance against its entries"),
         ("UPDATE balance SET leased_nano = leased_nano + 1", "leased money against the leases"),
         ("UPDATE lease SET amount_nano = amount_nano - 1", "leased money against the leases"),
+        ("UPDATE balance SET leased_nano = leased_nano + 46", "leased money against what is available"),
         ("UPDATE usage SET cost_nano = cost_nano + 1", "an entry of usage against its records"),
         ("DELETE FROM usage", "an entry of usage against its records"),
         ("UPDATE usage SET entry_id = NULL", "usage that no entry charges"),

@@ -11,7 +11,7 @@ from tests.store.test_ledger import RECORD
 
 from moonbase.store.database import Database
 from moonbase.store.ledger import charge, find_imbalances
-from moonbase.store.records import UsageRecord
+from moonbase.store.records import Settlement
 
 pytestmark = pytest.mark.anyio
 
@@ -19,7 +19,7 @@ DAY = 1_795_000_000_000 - 1_795_000_000_000 % 86_400_000
 HOUR = 3_600_000
 
 
-def record(request_id: str, started_at: int, **fields: Any) -> UsageRecord:
+def record(request_id: str, started_at: int, **fields: Any) -> Settlement:
     return replace(RECORD, request_id=request_id, started_at=started_at, cost_nano=10, **fields)
 
 

@@ -21,7 +21,7 @@ from moonbase.config import Durability
 from moonbase.errors import ConfigurationError, DatabaseUnavailable, WriteOffRefused
 from moonbase.store.database import Database
 from moonbase.store.ledger import change_balance, return_leases
-from moonbase.store.records import Caller, Entry, Lease, Outcome, UsageRecord
+from moonbase.store.records import Caller, Entry, Lease, Outcome, Settlement
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +90,19 @@ class Reservation(Struct, kw_only=True, eq=False):
         """
         assert not self.settled, f"request {self.request_id} is settled already"
         self.settled = True
-        self.ledger.settle(self, self.record(used, outcome, first_token_at))
+        cost_nano = self._cost(used)
+        leased_nano = self.ledger.release(self, cost_nano)
+        self.ledger.recorder.record(self._record(used, cost_nano, leased_nano, outcome, first_token_at))
 
-    def record(self, used: Tokens, outcome: Outcome, first_token_at: int | None) -> UsageRecord:
-        """The request as if it ended now."""
+    def so_far(self, used: Tokens) -> Settlement:
+        """What is charged should the process die now."""
+        return self._record(used, self._cost(used), self.held_nano, "interrupted", None)
+
+    def _record(
+        self, used: Tokens, cost_nano: int, leased_nano: int, outcome: Outcome, first_token_at: int | None
+    ) -> Settlement:
         caller, price = self.caller, self.price
-        return UsageRecord(
+        return Settlement(
             request_id=self.request_id,
             organization_id=caller.organization_id,
             project_id=caller.project_id,
@@ -110,7 +117,8 @@ class Reservation(Struct, kw_only=True, eq=False):
             price_hit=price.hit,
             price_write=price.write,
             price_output=price.output,
-            cost_nano=self._cost(used),
+            cost_nano=cost_nano,
+            leased_nano=leased_nano,
             currency=caller.currency,
             outcome=outcome,
             started_at=self.started_at,
@@ -238,15 +246,13 @@ class Ledger:
         if reservation.marked:
             self.spool.go_on(reservation.request_id, miss=used.uncached, hit=used.cached, output=used.output)
         else:
-            self.spool.begin(reservation.record(used, "interrupted", None))
+            self.spool.begin(reservation.so_far(used))
         reservation.marked = used.output
 
-    def settle(self, reservation: Reservation, record: UsageRecord) -> None:
-        """The request is over: what was held for it is free again, and `record` is charged."""
+    def release(self, reservation: Reservation, cost_nano: int) -> int:
+        """The request is over: what was held for it is free again. Returns how much of its cost the lease pays."""
         self._running.discard(reservation)
-        if not reservation.caller.postpaid:
-            self._wallets.settle(record.organization_id, reservation.held_nano, record.cost_nano)
-        self.recorder.record(record)
+        return self._wallets.settle(reservation.caller.organization_id, reservation.held_nano, cost_nano)
 
     async def _keep(self) -> None:
         """Progress marks four times a second; every other second what else is to be done."""

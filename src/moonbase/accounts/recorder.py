@@ -14,7 +14,7 @@ from moonbase.accounts.spool import Spool
 from moonbase.errors import DatabaseUnavailable
 from moonbase.store.database import Database
 from moonbase.store.ledger import charge
-from moonbase.store.records import UsageRecord
+from moonbase.store.records import Settlement
 
 log = logging.getLogger(__name__)
 _LONGEST_NUMBER = 1024  # bits; Python refuses to write those of some thousand digits
@@ -59,7 +59,7 @@ class Recorder:
         self._limit = limit
         self._longest_pause = longest_pause
         self._closing_timeout = closing_timeout
-        self._pending: deque[UsageRecord] = deque()
+        self._pending: deque[Settlement] = deque()
         self._written = 0
         self._some = asyncio.Event()
         self._now = asyncio.Event()
@@ -93,11 +93,11 @@ class Recorder:
         return len(self._pending) >= self._limit or self._spool.failing
 
     @property
-    def pending(self) -> Sequence[UsageRecord]:
+    def pending(self) -> Sequence[Settlement]:
         """What the database lacks, the oldest first."""
         return self._pending
 
-    def record(self, record: UsageRecord) -> None:
+    def record(self, record: Settlement) -> None:
         """Take over a record; never refuses, never waits."""
         try:
             self._spool.settle(record)
@@ -165,7 +165,7 @@ class Recorder:
         if records:
             await self._take_in(records)
 
-    async def _take_in(self, records: list[UsageRecord]) -> None:
+    async def _take_in(self, records: list[Settlement]) -> None:
         """Write the first pending records. What is done is pending no more when `DatabaseUnavailable` is raised."""
         async for done in charge_all(self._database, self._spool.process_id, records, self._clock):
             for _ in range(done):
@@ -188,7 +188,7 @@ class Recorder:
 
 
 async def charge_all(
-    database: Database, process_id: str, records: list[UsageRecord], clock: Callable[[], int]
+    database: Database, process_id: str, records: list[Settlement], clock: Callable[[], int]
 ) -> AsyncIterator[int]:
     """Charge records, in order, and yield how many more are done. Those that can never be written, go to the log.
 
@@ -210,11 +210,11 @@ async def charge_all(
     yield len(records)
 
 
-def _log_lost(record: UsageRecord, reason: str) -> None:
+def _log_lost(record: Settlement, reason: str) -> None:
     log.error("usage record not written (%s): %s", reason, _content(record))
 
 
-def _content(record: UsageRecord) -> str:
+def _content(record: Settlement) -> str:
     """The record as JSON, whatever its fields hold; a number that is too long even for that, in hexadecimal."""
     fields = {name: _writable(value) for name, value in asdict(record).items()}
     return json.dumps(fields, separators=(",", ":"), default=repr)

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from moonbase.accounts.pricing import cost
 from moonbase.accounts.tokens import MOST
 from moonbase.catalog.prices import Price
-from moonbase.store.records import UsageRecord
+from moonbase.store.records import Settlement
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ _NEW = ".new-"  # in front of a folder that is not locked yet
 class _Settled(Struct, tag="settled", array_like=True):
     """The request is over, and this is its record."""
 
-    record: UsageRecord
+    record: Settlement
 
 
 class _Begun(Struct, tag="begun", array_like=True):
     """The request goes on; what it has used so far, as its record should the process die now."""
 
-    record: UsageRecord
+    record: Settlement
 
 
 class _Went(Struct, tag="went", array_like=True):
@@ -92,7 +92,7 @@ class Spool:
         self._lock = -1
         self._number = 0
         self._segments: deque[_Segment] = deque()
-        self._marks: dict[str, UsageRecord] = {}
+        self._marks: dict[str, Settlement] = {}
 
     def __enter__(self) -> Self:
         """Raises `OSError` when the folder cannot be made or written."""
@@ -112,7 +112,7 @@ class Spool:
             shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._lock)
 
-    def settle(self, record: UsageRecord) -> None:
+    def settle(self, record: Settlement) -> None:
         """Append the record of a request that is over. Raises `ValueError` for one that no database can hold."""
         self._marks.pop(record.request_id, None)
         try:
@@ -121,7 +121,7 @@ class Spool:
             raise ValueError(f"no database can hold it: {error}") from error
         self._segments[-1].owed += 1
 
-    def begin(self, record: UsageRecord) -> None:
+    def begin(self, record: Settlement) -> None:
         """Append the first progress mark of a request: its record if no other frame follows."""
         self._marks[record.request_id] = record
         self._append(_Begun(record))
@@ -156,7 +156,7 @@ class Spool:
 
         return sync
 
-    def rewrite(self, owed: Iterable[UsageRecord]) -> None:
+    def rewrite(self, owed: Iterable[Settlement]) -> None:
         """Write all that is owed and all marks anew, if the disk lets us; what was there before goes."""
         settlements = [_Settled(record) for record in owed]
         try:
@@ -223,8 +223,8 @@ class LeftSpool:
         """Keep a damaged spool where nobody looks for work, and return that place."""
         return self._folder.rename(self._folder.with_name(f".damaged-{self.process_id}"))
 
-    def _read(self) -> list[UsageRecord]:
-        latest: dict[str, UsageRecord] = {}
+    def _read(self) -> list[Settlement]:
+        latest: dict[str, Settlement] = {}
         settled: set[str] = set()
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             for frame in self._frames(path):
@@ -295,7 +295,7 @@ def _write(segment: _Segment, data: bytes) -> None:
     segment.size += len(data)
 
 
-def _after(record: UsageRecord, went: _Went) -> UsageRecord:
+def _after(record: Settlement, went: _Went) -> Settlement:
     """The record of a request that has used so much by now."""
     price = Price(
         since=datetime.date.min,

@@ -90,11 +90,17 @@ class Wallets:
                 wallet.held -= need
             raise
 
-    def settle(self, organization_id: str, held: int, cost: int) -> None:
-        """What was held for a request is not any more, and `cost` of the lease is spent."""
-        wallet = self._wallet(organization_id)
+    def settle(self, organization_id: str, held: int, cost: int) -> int:
+        """What was held for a request is not any more. Returns how much of its cost is spent of the lease: all of it,
+        as far as others hold nothing of that.
+        """
+        wallet = self._wallets.get(organization_id)
+        if wallet is None:  # post-paid
+            return 0
         wallet.held -= held
-        wallet.leased -= cost
+        spent = min(cost, wallet.free)
+        wallet.leased -= spent
+        return spent
 
     async def tidy(self) -> None:
         """Give back the money of organizations that nobody has used since the last call.

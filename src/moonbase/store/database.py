@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ _DRIVERS = {
 }
 _BUSY_TIMEOUT = 5.0  # seconds a statement waits for another process's write
 _CONNECT_TIMEOUT = 5.0  # seconds a PostgreSQL server may take to let us in
-_LOCK_TIMEOUT = 60.0  # seconds a start waits for another process's migration
+_ANSWER_TIMEOUT = 10.0  # seconds a PostgreSQL server may take for a transaction of a few short statements
+_CLOSE_TIMEOUT = 5.0  # seconds it may take to say goodbye
+_LOCK_TIMEOUT = 60.0  # seconds to wait for another process's migration, or for other administrators' changes
 _LOCK_POLL = 0.02
 _ADVISORY_LOCK = 0x6D6F6F6E62617365  # "moonbase"
 _BEGIN = "sqlite_begin"
@@ -77,6 +79,7 @@ class Database:
         self.path = Path(url.database or "").absolute() if url.drivername.startswith("sqlite") else None
         self._engine: AsyncEngine | None = None
         self._writer: AsyncEngine | None = None
+        self._alone = asyncio.Lock()
 
     def __str__(self) -> str:
         """The file, or the URL without its password."""
@@ -111,42 +114,50 @@ class Database:
         """Close the connections. Idempotent."""
         if self._engine is not None:
             engine, self._engine, self._writer = self._engine, None, None
-            await engine.dispose()
+            with suppress(TimeoutError):  # the server hangs, and its connections go with the process
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await engine.dispose()
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that only reads. Raises `DatabaseUnavailable`."""
-        assert self._engine is not None, "the database is not open"
-        with _unavailable():
-            async with self._engine.begin() as connection:
-                yield connection
+    def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A short transaction that only reads. Raises `DatabaseUnavailable`, also when no answer comes in time."""
+        return self._transaction(self._engine, _ANSWER_TIMEOUT)
 
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that reads the database as it is at one moment. Raises `DatabaseUnavailable`."""
-        assert self._engine is not None, "the database is not open"
+    def snapshot(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction that reads the database as it is at one moment, for as long as it takes.
+
+        Raises `DatabaseUnavailable`.
+        """
         engine = self._engine
-        if self.path is None:  # what SQLite does anyway
+        if engine is not None and self.path is None:  # what SQLite does anyway
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
-        with _unavailable():
-            async with engine.begin() as connection:
-                yield connection
+        return self._transaction(engine, None)
+
+    def write(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A short transaction, committed on leaving without an exception.
+
+        Raises `DatabaseUnavailable`, also when no answer comes in time; nobody knows then whether it was committed.
+        """
+        return self._transaction(self._writer, _ANSWER_TIMEOUT)
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction, committed on leaving without an exception. Raises `DatabaseUnavailable`."""
-        assert self._writer is not None, "the database is not open"
-        with _unavailable():
-            async with self._writer.begin() as connection:
-                yield connection
+    async def exclusive(self, timeout: float | None = _LOCK_TIMEOUT) -> AsyncIterator[AsyncConnection]:
+        """A write transaction that no other `exclusive` one overlaps, in any process.
 
-    @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[AsyncConnection]:
-        """A write transaction that no other `exclusive` one overlaps, in any process. For the start."""
-        async with self._start_lock(), self.write() as connection:
+        It may take `timeout` seconds. Those of one process wait for each other outside the database, where they hold
+        no connection that others need. Raises as `write`.
+        """
+        async with self._alone, self._start_lock(), self._transaction(self._writer, timeout) as connection:
             if self.path is None:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
             yield connection
+
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine | None, timeout: float | None) -> AsyncIterator[AsyncConnection]:
+        """SQLite needs no `timeout`: it waits for nobody but another writer, and that has a limit of its own."""
+        assert engine is not None, "the database is not open"
+        with _unavailable():
+            async with asyncio.timeout(timeout if self.path is None else None), engine.begin() as connection:
+                yield connection
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
@@ -161,7 +172,7 @@ class Database:
 
     def _sentence(self, error: BaseException | None) -> str:
         reason = str(error.orig) if isinstance(error, DBAPIError) else getattr(error, "strerror", None) or str(error)
-        reason = reason.rpartition(">: ")[2]  # asyncpg's errors come with their class in front
+        reason = reason.rpartition(">: ")[2] or "no answer"  # asyncpg's errors come with their class in front
         if self.path is None:
             return f"database.url: {self} cannot be used ({reason}); check that the server runs and the URL is right"
         name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")

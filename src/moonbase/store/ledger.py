@@ -2,7 +2,8 @@
 
 What always holds, whoever stops when: the entries of an organization sum to its balance, its leases sum to
 `leased_nano`, and `leased_nano` is never more than what is available. So whoever spends inside a lease
-overdraws nothing.
+overdraws nothing. What is spent beyond leases, by post-paid requests that ran when their organization became prepaid or
+where an upstream counts more than was foreseen, can leave less than what is leased: `excess_nano` says how much less.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from sqlalchemy import and_, bindparam, delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moonbase.errors import BalanceTooLow
-from moonbase.store.records import Balance, BookedEntry, Entry, EntryKind, Lease, UsageRecord
+from moonbase.store.records import Balance, BookedEntry, Entry, EntryKind, Lease, Settlement
 from moonbase.store.rollups import ROLLUP_CHECKS, add_to_rollups
 from moonbase.store.tables import balance, booking, entry, lease
 from moonbase.store.usage import add_usage, recorded
@@ -22,7 +23,13 @@ _PLENTY = 100  # worst-case requests; a balance with less is leased one reservat
 _SHARE = 20  # else a lease takes this part of what is free, for many requests to come
 
 _ACCOUNTS = (
-    select(balance.c.organization_id, balance.c.cash_nano, balance.c.voucher_nano, balance.c.leased_nano)
+    select(
+        balance.c.organization_id,
+        balance.c.cash_nano,
+        balance.c.voucher_nano,
+        balance.c.leased_nano,
+        balance.c.excess_nano,
+    )
     .where(balance.c.organization_id.in_(bindparam("organization_ids", expanding=True)))
     .order_by(balance.c.organization_id)  # one order for all, so that no two wait for each other
     .with_for_update()
@@ -34,7 +41,12 @@ _HELD = select(lease.c.organization_id, lease.c.amount_nano).where(
 _SET_BALANCE = (
     update(balance)
     .where(balance.c.organization_id == bindparam("organization"))
-    .values(cash_nano=bindparam("cash"), voucher_nano=bindparam("voucher"), leased_nano=bindparam("leased"))
+    .values(
+        cash_nano=bindparam("cash"),
+        voucher_nano=bindparam("voucher"),
+        leased_nano=bindparam("leased"),
+        excess_nano=bindparam("excess"),
+    )
 )
 _MINE = and_(lease.c.organization_id == bindparam("organization"), lease.c.process_id == bindparam("process"))
 _SET_LEASE = update(lease).where(_MINE).values(amount_nano=bindparam("held"), updated_at=bindparam("now"))
@@ -68,8 +80,9 @@ _CHECKS = {
         WHERE b.leased_nano <> COALESCE(s.total, 0)
     """,
     "leased money against what is available": """
-        SELECT organization_id, leased_nano, voucher_nano + CASE WHEN cash_nano > 0 THEN cash_nano ELSE 0 END
-        FROM balance WHERE leased_nano > voucher_nano + CASE WHEN cash_nano > 0 THEN cash_nano ELSE 0 END
+        SELECT organization_id, leased_nano, available FROM (
+            SELECT *, voucher_nano + CASE WHEN cash_nano > 0 THEN cash_nano ELSE 0 END AS available FROM balance
+        ) AS b WHERE leased_nano > available + excess_nano
     """,
     "an entry of usage against its records": """
         SELECT e.organization_id, -(e.cash_nano + e.voucher_nano), COALESCE(u.total, 0) FROM entry e
@@ -105,6 +118,7 @@ class _Account(Struct):
 
     balance: Balance
     leased: int
+    excess: int
     held: int | None
     existed: bool
 
@@ -113,32 +127,48 @@ class _Account(Struct):
         self.held = (self.held or 0) + amount
         self.leased += amount
 
-    def debit(self, cost: int) -> Balance:
-        """Spend, vouchers first, and inside the lease as far as it reaches; returns the change."""
-        voucher = min(max(self.balance.voucher_nano, 0), cost)
-        change = Balance(voucher - cost, -voucher)
+    def debit(self, cost: "_Cost") -> Balance:
+        """Spend, vouchers first; returns the change."""
+        voucher = min(max(self.balance.voucher_nano, 0), cost.whole)
+        change = Balance(voucher - cost.whole, -voucher)
         self.balance = _sum(self.balance, change)
-        if self.held:
-            self.lease(-min(self.held, cost))
+        if inside := min(self.held or 0, cost.leased):
+            self.lease(-inside)
+        if inside < cost.whole:
+            self.excess = max(self.excess, self.shortage)
         return change
+
+    @property
+    def shortage(self) -> int:
+        """How much more is leased than is available."""
+        return max(0, self.leased - self.balance.available_nano)
+
+
+class _Cost(Struct):
+    """What an organization's requests cost, and how much of it is in the lease of their process."""
+
+    whole: int = 0
+    leased: int = 0
 
 
 async def charge(
-    connection: AsyncConnection, process_id: str, records: Sequence[UsageRecord], now: int
-) -> Sequence[UsageRecord]:
+    connection: AsyncConnection, process_id: str, records: Sequence[Settlement], now: int
+) -> Sequence[Settlement]:
     """Append usage records, count them in the rollups and charge their organizations.
 
-    Charges are taken out of the leases of the process as far as those reach.
+    What of a cost is in a lease of the process is taken out of it, as far as it reaches.
 
     A record whose request is recorded already changes nothing, so a batch may be repeated. Returns what was new. The
     number of statements does not depend on how many records and organizations there are.
     """
     known = await recorded(connection, [record.request_id for record in records])
     new = list({record.request_id: record for record in reversed(records) if record.request_id not in known}.values())
-    costs: dict[str, int] = {}
+    costs: dict[str, _Cost] = {}
     for record in new:
         if record.cost_nano:
-            costs[record.organization_id] = costs.get(record.organization_id, 0) + record.cost_nano
+            cost = costs.setdefault(record.organization_id, _Cost())
+            cost.whole += record.cost_nano
+            cost.leased += min(record.cost_nano, record.leased_nano)
     entries: dict[str, int] = {}
     if costs:
         accounts = await _accounts(connection, process_id, list(costs))
@@ -309,12 +339,14 @@ async def _accounts(connection: AsyncConnection, process_id: str, organization_i
     ids = {"organization_ids": organization_ids, "process": process_id}
     rows = (await connection.execute(_ACCOUNTS, ids)).all()
     held = {row[0]: row[1] for row in await connection.execute(_HELD, ids)}
-    accounts = {row[0]: _Account(Balance(row[1], row[2]), row[3], held.get(row[0]), row[0] in held) for row in rows}
+    accounts = {
+        row[0]: _Account(Balance(row[1], row[2]), row[3], row[4], held.get(row[0]), row[0] in held) for row in rows
+    }
     missing = [organization_id for organization_id in organization_ids if organization_id not in accounts]
     if missing:
         zeros = {"cash_nano": 0, "voucher_nano": 0, "leased_nano": 0}
         await connection.execute(_ADD_BALANCE, [{"organization_id": each, **zeros} for each in missing])
-        accounts |= {each: _Account(Balance(0, 0), 0, None, False) for each in missing}
+        accounts |= {each: _Account(Balance(0, 0), 0, 0, None, False) for each in missing}
     return accounts
 
 
@@ -326,6 +358,7 @@ async def _store(connection: AsyncConnection, process_id: str, accounts: Mapping
             "cash": account.balance.cash_nano,
             "voucher": account.balance.voucher_nano,
             "leased": account.leased,
+            "excess": min(account.excess, account.shortage),
         }
         for organization_id, account in accounts.items()
     ]

@@ -40,7 +40,7 @@ async def migrate(url: URL) -> None:
                     "install the newer program or restore an older backup"
                 )
             try:
-                async with database.exclusive() as connection:
+                async with database.exclusive(timeout=None) as connection:
                     await connection.run_sync(_upgrade)
             except SQLAlchemyError as error:  # the statements failed, not the database: somebody else's tables
                 reason = str(getattr(error, "orig", error)).rpartition(">: ")[2]

@@ -150,6 +150,12 @@ class UsageRecord(Struct, frozen=True, kw_only=True, gc=False):
     finished_at: int
 
 
+class Settlement(UsageRecord, frozen=True, kw_only=True, gc=False):
+    """A usage record on its way into the books: `leased_nano` of its cost, at most, is in the lease of its process."""
+
+    leased_nano: int = 0
+
+
 class PriceRow(Struct, frozen=True, kw_only=True):
     """What tokens of a model cost from the day `since` on: nano-units of `currency` per 1M tokens."""
 

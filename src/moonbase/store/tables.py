@@ -52,7 +52,8 @@ key = Table(
     Index("ix_key_project", "project_id"),
 )
 
-# What the entries of an organization sum to, and how much of it processes hold as leases.
+# What the entries of an organization sum to, and how much of it processes hold as leases: as much as is available, and
+# an excess where requests have cost more than was held for them.
 balance = Table(
     "balance",
     metadata,
@@ -60,6 +61,7 @@ balance = Table(
     Column("cash_nano", BigInteger, nullable=False),
     Column("voucher_nano", BigInteger, nullable=False),
     Column("leased_nano", BigInteger, nullable=False),
+    Column("excess_nano", BigInteger, nullable=False, server_default="0"),
 )
 
 # Append-only. An entry of the kind `usage` is what one batch of usage records cost; they name it.

@@ -6,10 +6,11 @@ from msgspec.structs import astuple
 from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moonbase.store.records import UsageRecord
+from moonbase.store.records import Settlement, UsageRecord
 from moonbase.store.tables import usage
 
-_COLUMNS = (*UsageRecord.__struct_fields__, "entry_id")
+_FIELDS = UsageRecord.__struct_fields__
+_COLUMNS = (*_FIELDS, "entry_id")
 
 
 def _add(marks: list[str]) -> str:
@@ -29,7 +30,7 @@ async def read_usage(
     connection: AsyncConnection, request_id: str, organization_id: str | None = None
 ) -> UsageRecord | None:
     """The record of a request, if it is one of that organization's (None: of whosever)."""
-    query = select(*[usage.c[name] for name in UsageRecord.__struct_fields__]).where(usage.c.request_id == request_id)
+    query = select(*[usage.c[name] for name in _FIELDS]).where(usage.c.request_id == request_id)
     if organization_id is not None:
         query = query.where(usage.c.organization_id == organization_id)
     row = (await connection.execute(query)).mappings().one_or_none()
@@ -41,7 +42,7 @@ async def recorded(connection: AsyncConnection, request_ids: Sequence[str]) -> s
     return set((await connection.execute(_KNOWN, {"request_ids": request_ids})).scalars())
 
 
-async def add_usage(connection: AsyncConnection, rows: Sequence[tuple[UsageRecord, int | None]]) -> None:
+async def add_usage(connection: AsyncConnection, rows: Sequence[tuple[Settlement, int | None]]) -> None:
     """Append records, each with the ledger's entry that charged it (None: it cost nothing)."""
-    values = [(*astuple(record), entry_id) for record, entry_id in rows]
+    values = [(*astuple(record)[: len(_FIELDS)], entry_id) for record, entry_id in rows]
     await connection.exec_driver_sql(_ADD[connection.dialect.name], values)
