@@ -43,6 +43,7 @@ A leaf carries data and builds the service's sentence from it (moonshot-api.md 9
 envelope: each dialect renders `status`, `type` and `sentence` in its own shape.
 """
 
+from decimal import Decimal
 from typing import ClassVar, Literal
 
 LimitScope = Literal["organization", "project", "key"]
@@ -239,7 +240,8 @@ class BalanceTooLow(Conflict):
     """A balance cannot be lowered by so much. `free_nano` is what no request that runs now may cost."""
 
     def __init__(self, free_nano: int) -> None:
-        super().__init__(f"only {free_nano} nano-units are free to be taken away")
+        free = Decimal(free_nano).scaleb(-9).normalize()
+        super().__init__(f"only {free:f} can be taken away; requests that run now may cost the rest")
         self.free_nano = free_nano
 
 

@@ -345,6 +345,16 @@ REFUSED: dict[str, tuple[Refused, type[Exception], str]] = {
         InvalidField,
         "`output` is illegal",
     ),
+    "a price in nano-units by mistake": (
+        lambda a, o: a.prices.set(NewPrice(model=K2, currency="USD", since=TODAY, miss="1", output="2500000000")),
+        InvalidField,
+        "`output` is illegal: '2500000000' is not an amount from 0 to 1000000000",
+    ),
+    "a price over all sense": (
+        lambda a, o: a.prices.set(NewPrice(model=K2, currency="USD", since=TODAY, miss="100000.01", output="1")),
+        InvalidField,
+        "`miss` must be at most 100000, in whole units of the currency per 1M tokens",
+    ),
     "a price from long ago": (
         lambda a, o: a.prices.set(
             NewPrice(model=K2, currency="USD", since=datetime.date(1, 1, 1), miss="1", output="1")
@@ -554,4 +564,4 @@ async def test_of_somebody_elses_usage_nothing_is_shown(administration: Administ
     ):
         with pytest.raises(NotFound):
             await call
-    assert await UsageReports(database, other.id).request("r") == record
+    assert await UsageReports(database, other.id).request("r") == shown

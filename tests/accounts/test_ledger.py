@@ -230,7 +230,9 @@ async def test_what_a_lost_machine_had_leased_can_be_written_off_and_the_entries
     await add_rich(database, "org-a", cash=1_000)
     async with database.write() as connection:
         await take_lease(connection, "org-a", "lost", [600], have=0, now=5)
-    changes = Changes(database, "cli:me", lambda: 8)
+    with pytest.raises(WriteOffRefused, match="lost changed its leases 59 seconds ago: it seems to run; they can be"):
+        await write_off(Changes(database, "cli:me", lambda: 60_004), tmp_path / "spool", "lost", "fire")
+    changes = Changes(database, "cli:me", lambda: 60_005)
     with pytest.raises(WriteOffRefused, match=r"no money is leased to 'other'; `moonbase ledger leases` shows"):
         await write_off(changes, tmp_path / "spool", "other", "fire")
     (lease,) = await write_off(changes, tmp_path / "spool", "lost", "fire")
@@ -242,7 +244,7 @@ async def test_what_a_lost_machine_had_leased_can_be_written_off_and_the_entries
         notes = (await connection.execute(text("SELECT note FROM entry WHERE kind = 'correction'"))).scalars().all()
         audit = (await connection.execute(text("SELECT actor, action, target, at FROM audit"))).all()
     assert notes == ["write-off of 600 leased to lost: fire"]
-    assert [tuple(row) for row in audit] == [("cli:me", "ledger.write_off", "lost", 8)]
+    assert [tuple(row) for row in audit] == [("cli:me", "ledger.write_off", "lost", 60_005)]
 
 
 async def test_what_a_process_that_lives_has_leased_cannot_be_written_off(database: Database, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_an_admin_key_is_shown_once() -> None:
         (["keys", "create", "--name", "k", "--expires", "soon"], InvalidRequest, "`expires` must be a day"),
         (["credit", "add", "ORG", "--", "-5"], InvalidRequest, "`amount` is illegal: '-5' is not an amount"),
         (["credit", "add", "ORG", "1e30"], InvalidRequest, "`amount` must be a decimal such as 12.50"),
-        (["credit", "take", "ORG", "1", "--note", "x", "--voucher"], BalanceTooLow, "only 0 nano-units are free"),
+        (["credit", "take", "ORG", "1", "--note", "x", "--voucher"], BalanceTooLow, "only 0 can be taken away"),
         (["prices", "set", K2, "--currency", "EUR", "--since", "2026-12-01", "--miss", "1", "--output", "1"],
          InvalidRequest, "`currency` field .* Invalid enum value 'EUR'"),
         (["prices", "set", K2, "--currency", "USD", "--since", "1.12.2026", "--miss", "1", "--output", "1"],
@@ -197,6 +197,8 @@ def test_what_cannot_be_done_is_an_error_of_our_tree(
     "arguments",
     [
         ["orgs", "create", "--name", "b", "--rpm", "many"],
+        ["orgs", "create", "--name", "b", "--rpm", "9" * 5000],
+        ["audit", "--before", str(2**64)],
         ["usage", "--by", "colour"],
         ["usage", "--from", "yesterday"],
         ["credit", "entries", "org", "--kind", "gift"],

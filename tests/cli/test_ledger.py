@@ -64,9 +64,9 @@ def test_books_that_do_not_agree_are_an_exit_code_and_a_line_that_says_where(dat
 
 def test_what_a_lost_process_holds_is_listed_and_can_be_written_off(database: sqlite3.Connection) -> None:
     (organization,) = database.execute("SELECT id FROM organization").fetchone()
-    assert cli.invoke(app, ["leases"]).stdout == f"{organization}\thost-1-abc\t60\n"
+    assert cli.invoke(app, ["leases"]).stdout == f"{organization}\thost-1-abc\t0.00000006\t1970-01-01T00:00:00Z\n"
     result = cli.invoke(app, ["write-off", "host-1-abc", "--note", "the disk burnt"])
-    assert (result.exit_code, result.stderr) == (0, f"Gave 60 nano-units back to {organization}.\n")
+    assert (result.exit_code, result.stderr) == (0, f"Gave 0.00000006 back to {organization}.\n")
     assert cli.invoke(app, ["leases"]).stdout == ""
     assert cli.invoke(app, ["check"]).exit_code == 0
     assert isinstance(cli.invoke(app, ["write-off", "host-1-abc", "--note", "again"]).exception, WriteOffRefused)

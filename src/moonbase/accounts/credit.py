@@ -10,13 +10,13 @@ from moonbase.accounts import fields
 from moonbase.accounts.changes import Change, Changes
 from moonbase.accounts.organizations import existing_organization
 from moonbase.accounts.requests import NewCorrection, NewCredit
+from moonbase.catalog.prices import NANO
 from moonbase.config import Currency
 from moonbase.errors import Conflict, InvalidField
 from moonbase.store import ledger as store
 from moonbase.store.keys import update_organization
 from moonbase.store.records import Balance, BookedEntry, Entry, EntryKind, Organization
 
-_NANO = 10**9
 _KEY_LENGTH = 255
 _MOST = 10**18  # nano-units of a balance: sums of some stay in 64 bits
 
@@ -29,7 +29,7 @@ _RECHARGED: dict[Currency, tuple[int, ...]] = {
 
 def tier_of(recharged_nano: int, currency: Currency) -> int:
     """The tier that so much cash, credited since ever, gives."""
-    reached = list(takewhile(lambda units: recharged_nano >= units * _NANO, _RECHARGED[currency]))
+    reached = list(takewhile(lambda units: recharged_nano >= units * NANO, _RECHARGED[currency]))
     return max(0, len(reached) - 1)
 
 
@@ -141,7 +141,7 @@ async def _claim(
 async def _book(change: Change, entry: Entry) -> None:
     balance = await store.change_balance(change.connection, entry)
     if max(abs(balance.cash_nano), balance.voucher_nano) > _MOST:
-        raise InvalidField("amount", f"would bring the balance over {_MOST // _NANO}")
+        raise InvalidField("amount", f"would bring the balance over {_MOST // NANO}")
 
 
 async def _raise_tier(change: Change, organization: Organization) -> None:

@@ -7,13 +7,14 @@ from typing import Final
 import msgspec
 
 from moonbase.accounts.requests import NOTE_LENGTH
-from moonbase.catalog.prices import nano
+from moonbase.catalog.prices import NANO, nano
 from moonbase.errors import InvalidField
 
 _DURATION = re.compile(r"([0-9]{1,5})([mhd])")
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _UNITS_MS: Final = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _FIRST_YEAR, _LAST_YEAR = 2000, 2199
+_MOST_PRICE = 100_000
 
 
 def printable(field: str, text: str) -> str:
@@ -45,6 +46,14 @@ def amount(field: str, text: str) -> int:
         return nano(text)
     except ValueError as error:
         raise InvalidField(field, f"is illegal: {error}") from error
+
+
+def price(field: str, text: str) -> int:
+    """The nano-units of a decimal amount per 1M tokens. Sums of what requests cost stay in 64 bits."""
+    nanos = amount(field, text)
+    if nanos > _MOST_PRICE * NANO:
+        raise InvalidField(field, f"must be at most {_MOST_PRICE}, in whole units of the currency per 1M tokens")
+    return nanos
 
 
 def day(field: str, value: datetime.date) -> int:

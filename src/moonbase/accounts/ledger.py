@@ -29,6 +29,7 @@ _MARK_S = 0.25
 MARK_TOKENS = 64
 _TIDY_S = 2.0
 _BATCH = 1024
+_QUIET_MS = 60_000
 _NOTHING = Tokens(prompt=0, cached=0, output=0)
 
 
@@ -360,6 +361,12 @@ async def write_off(changes: Changes, spools: Path, process_id: str, note: str) 
         leases = await return_leases(change.connection, process_id, change.now)
         if not leases:
             raise WriteOffRefused(f"no money is leased to {process_id!r}; `moonbase ledger leases` shows who has some")
+        quiet_ms = change.now - max(lease.updated_at for lease in leases)
+        if quiet_ms < _QUIET_MS:
+            raise WriteOffRefused(
+                f"{process_id} changed its leases {max(0, quiet_ms) // 1000} seconds ago: it seems to run; "
+                f"they can be written off after {_QUIET_MS // 1000} seconds without a change"
+            )
         for lease in sorted(leases, key=lambda lease: lease.organization_id):
             entry = Entry(
                 organization_id=lease.organization_id,

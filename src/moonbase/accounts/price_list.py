@@ -53,16 +53,16 @@ class PriceList:
         fields.day("since", request.since)
         if request.model not in self._models:
             raise InvalidField("model", f"names {request.model!r}, which is no model with a price of its own")
-        miss = fields.amount("miss", request.miss)
+        miss = fields.price("miss", request.miss)
         async with self._changes.begin() as change:
             row = PriceRow(
                 model=request.model,
                 currency=request.currency,
                 since=request.since,
                 miss=miss,
-                hit=miss if request.hit is None else fields.amount("hit", request.hit),
-                write=miss if request.write is None else fields.amount("write", request.write),
-                output=fields.amount("output", request.output),
+                hit=miss if request.hit is None else fields.price("hit", request.hit),
+                write=miss if request.write is None else fields.price("write", request.write),
+                output=fields.price("output", request.output),
                 created_at=change.now,
             )
             await store.put_price(change.connection, row)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from msgspec import Struct
 
-_NANO = 10**9
+NANO = 10**9  # nano-units of one unit
 
 
 class Price(Struct, frozen=True, kw_only=True):
@@ -33,9 +33,9 @@ def nano(amount: str) -> int:
         value = Decimal(amount)
     except InvalidOperation:
         raise ValueError(f"{amount!r} is not a decimal number") from None
-    if not value.is_finite() or value.is_signed() or value >= _NANO:
-        raise ValueError(f"{amount!r} is not an amount from 0 to {_NANO}")
-    exact = Fraction(value) * _NANO  # decimal arithmetic would round what is to be refused
+    if not value.is_finite() or value.is_signed() or value >= NANO:
+        raise ValueError(f"{amount!r} is not an amount from 0 to {NANO}")
+    exact = Fraction(value) * NANO  # decimal arithmetic would round what is to be refused
     if exact.denominator != 1:
         raise ValueError(f"{amount!r} has more than nine decimals")
     return exact.numerator
@@ -43,5 +43,5 @@ def nano(amount: str) -> int:
 
 def decimal(nanos: int) -> str:
     """The decimal amount of `nanos`, exactly, with at least two decimals: the reverse of `nano`."""
-    whole, fraction = divmod(nanos, _NANO)
+    whole, fraction = divmod(nanos, NANO)
     return f"{whole}.{f'{fraction:09}'.rstrip('0'):0<2}"

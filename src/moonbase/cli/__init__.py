@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that `--help` is quick."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -71,9 +72,17 @@ def _sentence(error: MoonbaseError) -> str:
     return str(error)
 
 
+def _check_encoding(arguments: list[str]) -> None:
+    """Neither a database nor JSON can hold what is no text."""
+    for argument in arguments:
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ConfigurationError(f"the argument {os.fsencode(argument)!r} is not UTF-8")
+
+
 def main() -> None:
     """Run a command; an error of ours becomes one sentence and exit code 1, of the configuration 2."""
     try:
+        _check_encoding(sys.argv)
         app()
     except MoonbaseError as error:
         sys.stderr.write(f"moonbase: {_sentence(error)}\n")

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_DIGITS = 19
+
 NameOption = Annotated[str, typer.Option("--name", help="What it is called.")]
 NewNameOption = Annotated[str | None, typer.Option("--name", help="What it is called from now on.")]
 TierOption = Annotated[int | None, typer.Option("--tier", help="Tier, 0 to 5.", metavar="N")]
 NoteOption = Annotated[str, typer.Option("--note", help="Why, for the books.")]
+BeforeOption = Annotated[
+    int | None, typer.Option("--before", min=0, max=2**53, help="Only those before this id.", metavar="ID")
+]
 ConcurrencyOption = Annotated[
     str | None, typer.Option("--concurrency", help="Most requests open at once.", metavar="N|none")
 ]
@@ -72,8 +77,8 @@ def caps(concurrency: str | None, rpm: str | None, tpm: str | None, tpd: str | N
 def _cap(name: str, text: str) -> int | None:
     if text == "none":
         return None
-    if not (text.isascii() and text.isdecimal()):
-        raise typer.BadParameter("must be a number, or none", param_hint=f"--{name}")
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        raise typer.BadParameter(f"must be a number of at most {_DIGITS} digits, or none", param_hint=f"--{name}")
     return int(text)
 
 

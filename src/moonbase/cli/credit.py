@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moonbase.cli.administration import NoteOption, administer, one_of, request
+from moonbase.cli.administration import BeforeOption, NoteOption, administer, one_of, request
 from moonbase.cli.options import ConfigOption
 from moonbase.cli.tables import FormatOption, print_fields, print_rows
 
@@ -74,7 +74,7 @@ def entries(
     kind: Annotated[
         str | None, typer.Option("--kind", help="Only credit, usage or correction.", metavar="KIND")
     ] = None,
-    before: Annotated[int | None, typer.Option("--before", help="Only those before this id.", metavar="ID")] = None,
+    before: BeforeOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.", metavar="N")] = 100,
     format: FormatOption = None,
     config_file: ConfigOption = None,

@@ -7,6 +7,7 @@ import typer
 from moonbase.cli.administration import actor
 from moonbase.cli.database import with_database
 from moonbase.cli.options import ConfigOption
+from moonbase.cli.tables import FormatOption, print_rows
 
 if TYPE_CHECKING:
     from moonbase.config import Settings
@@ -40,16 +41,17 @@ def check(config_file: ConfigOption = None) -> None:
 
 
 @app.command()
-def leases(config_file: ConfigOption = None) -> None:
-    """List the money that processes hold: organization, process, nano-units; tab-separated."""
+def leases(format: FormatOption = None, config_file: ConfigOption = None) -> None:
+    """List the money that processes hold of organizations, in their currencies; the oldest change first."""
+    from moonbase.service.views import LeaseView
     from moonbase.store.ledger import list_leases
 
     async def find(database: "Database", _: "Settings") -> "list[Lease]":
         async with database.read() as connection:
             return await list_leases(connection)
 
-    for each in with_database(config_file, find):
-        typer.echo(f"{each.organization_id}\t{each.process_id}\t{each.amount_nano}")
+    found = with_database(config_file, find)
+    print_rows([LeaseView.of(each) for each in found], LeaseView.__struct_fields__, format)
 
 
 @app.command("write-off")
@@ -66,6 +68,7 @@ def write_off(
     from moonbase import config
     from moonbase.accounts import ledger
     from moonbase.accounts.changes import Changes
+    from moonbase.service.views import amount
     from moonbase.store.database import spool_folder
 
     async def run(database: "Database", _: "Settings") -> "list[Lease]":
@@ -73,4 +76,4 @@ def write_off(
         return await ledger.write_off(Changes(database, actor()), spools, process_id, note)
 
     for each in with_database(config_file, run):
-        typer.echo(f"Gave {each.amount_nano} nano-units back to {each.organization_id}.", err=True)
+        typer.echo(f"Gave {amount(each.amount_nano)} back to {each.organization_id}.", err=True)

@@ -15,6 +15,7 @@ from moonbase.config import Currency
 from moonbase.store.records import (
     BookedEntry,
     EntryKind,
+    Lease,
     Limits,
     Organization,
     Outcome,
@@ -87,6 +88,24 @@ class EntryView(Struct, frozen=True, kw_only=True):
             voucher=amount(entry.voucher_nano),
             note=entry.note,
             created_at=entry.created_at,
+        )
+
+
+class LeaseView(Struct, frozen=True, kw_only=True):
+    """What a process may still spend of an organization's money, and when that last changed."""
+
+    organization_id: str
+    process_id: str
+    amount: str
+    changed_at: int
+
+    @classmethod
+    def of(cls, lease: Lease) -> "LeaseView":
+        return cls(
+            organization_id=lease.organization_id,
+            process_id=lease.process_id,
+            amount=amount(lease.amount_nano),
+            changed_at=lease.updated_at,
         )
 
 
