@@ -241,7 +241,7 @@ class BalanceTooLow(Conflict):
 
     def __init__(self, free_nano: int) -> None:
         free = Decimal(free_nano).scaleb(-9).normalize()
-        super().__init__(f"only {free:f} can be taken away; requests that run now may cost the rest")
+        super().__init__(f"`amount` is too much: {free:f} can be taken away, the rest is for what runs now")
         self.free_nano = free_nano
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from moonbase.accounts.limits import Admission, Bound, Counters, Limiter, bounds, exceeds
 from moonbase.accounts.local_counters import LocalCounters, Tally
 from moonbase.accounts.shared_counters import SharedCounters
-from moonbase.accounts.tiers import TIERS, organization_limits
+from moonbase.accounts.tiers import TIERS, effective_limits
 from moonbase.errors import LimitKind, LimitScope, RateLimited
 from moonbase.store.records import NO_LIMITS, Caller, Limits
 from moonbase.store.shared_counters import SharedStore
@@ -252,11 +252,9 @@ async def test_a_limit_that_is_new_while_a_request_runs_does_not_count_that_one(
 
 @pytest.mark.parametrize("tier", range(6))
 def test_an_organization_has_the_limits_of_its_tier_but_for_its_own(tier: int) -> None:
-    prepaid = replace(CALLER, tier=tier, postpaid=False)
-    assert organization_limits(prepaid) == TIERS[tier]
-    own = replace(prepaid, organization_limits=Limits(rpm=7))
-    assert organization_limits(own) == replace(TIERS[tier], rpm=7)
-    assert organization_limits(replace(own, postpaid=True)) == Limits(rpm=7)
+    assert effective_limits(NO_LIMITS, tier=tier, postpaid=False) == TIERS[tier]
+    assert effective_limits(Limits(rpm=7), tier=tier, postpaid=False) == replace(TIERS[tier], rpm=7)
+    assert effective_limits(Limits(rpm=7), tier=tier, postpaid=True) == Limits(rpm=7)
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))

@@ -45,6 +45,7 @@ def test_an_organization_is_made_shown_changed_and_deleted() -> None:
     limits = {"concurrency": None, "rpm": None, "tpm": None, "tpd": 9}
     assert (shown["name"], shown["currency"], shown["postpaid"], shown["limits"]) == ("apex", "CNY", True, limits)
     assert "name\tapex\n" in run("orgs", "show", made)
+    assert "effective_limits\ttpd=9\n" in run("orgs", "show", made)
     assert run("orgs", "delete", made) == ""
     assert run("orgs", "list") == ""
 
@@ -67,6 +68,7 @@ def test_a_key_opens_what_it_was_made_for() -> None:
     (key,) = json.loads(run("keys", "list", "--project", project, "--format", "json"))
     assert (key["models"], key["endpoints"], key["limits"]["rpm"]) == ([K2, "kimi-k2.6"], ["chat", "models"], 3)
     assert key["expires_at"] - key["created_at"] == 30 * 86_400_000
+    assert json.loads(run("keys", "show", key["id"], "--format", "json")) == key
     run("keys", "update", key["id"], "--model", "all", "--endpoint", "all", "--expires", "never", "--rpm", "none")
     (key,) = json.loads(run("keys", "list", "--json"))
     assert (key["models"], key["endpoints"], key["limits"]["rpm"], key["expires_at"]) == (None, None, None, None)
@@ -172,7 +174,7 @@ def test_an_admin_key_is_shown_once() -> None:
         (["keys", "create", "--name", "k", "--expires", "soon"], InvalidRequest, "`expires` must be a day"),
         (["credit", "add", "ORG", "--", "-5"], InvalidRequest, "`amount` is illegal: '-5' is not an amount"),
         (["credit", "add", "ORG", "1e30"], InvalidRequest, "`amount` must be a decimal such as 12.50"),
-        (["credit", "take", "ORG", "1", "--note", "x", "--voucher"], BalanceTooLow, "only 0 can be taken away"),
+        (["credit", "take", "ORG", "1", "--note", "x", "--voucher"], BalanceTooLow, "`amount` is too much: 0 can be"),
         (["prices", "set", K2, "--currency", "EUR", "--since", "2026-12-01", "--miss", "1", "--output", "1"],
          InvalidRequest, "`currency` field .* Invalid enum value 'EUR'"),
         (["prices", "set", K2, "--currency", "USD", "--since", "1.12.2026", "--miss", "1", "--output", "1"],
@@ -199,6 +201,8 @@ def test_what_cannot_be_done_is_an_error_of_our_tree(
         ["orgs", "create", "--name", "b", "--rpm", "many"],
         ["orgs", "create", "--name", "b", "--rpm", "9" * 5000],
         ["audit", "--before", str(2**64)],
+        ["orgs", "update", "org-some"],
+        ["keys", "update", "ak-some"],
         ["usage", "--by", "colour"],
         ["usage", "--from", "yesterday"],
         ["credit", "entries", "org", "--kind", "gift"],

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, Self
 
 from msgspec import Struct
 
-from moonbase.accounts.tiers import organization_limits
+from moonbase.accounts.tiers import effective_limits
 from moonbase.errors import LimitKind, LimitScope, RateLimited
 from moonbase.store.records import Caller, Limits
 
@@ -38,8 +38,9 @@ class Bounds(Struct, frozen=True):
 
 def bounds(caller: Caller) -> Bounds:
     """The limits that hold for a caller, the organization's first."""
+    of_organization = effective_limits(caller.organization_limits, tier=caller.tier, postpaid=caller.postpaid)
     scopes: list[tuple[LimitScope, str, Limits]] = [
-        ("organization", caller.organization_id, organization_limits(caller)),
+        ("organization", caller.organization_id, of_organization),
         ("project", caller.project_id, caller.project_limits),
         ("key", caller.key_id, caller.key_limits),
     ]

@@ -1,6 +1,6 @@
 """What organizations may do by their tier: the limits of the K2 era (moonshot-api.md 11.1, the classic column)."""
 
-from moonbase.store.records import Caller, Limits
+from moonbase.store.records import Limits
 
 TIERS = (
     Limits(concurrency=1, rpm=3, tpm=500_000, tpd=1_500_000),
@@ -12,13 +12,12 @@ TIERS = (
 )
 
 
-def organization_limits(caller: Caller) -> Limits:
-    """What the caller's organization may do: its own limits, and where it has none, those of its tier.
+def effective_limits(own: Limits, *, tier: int, postpaid: bool) -> Limits:
+    """What an organization may do: its own limits, and where it has none, those of its tier.
 
     A post-paid organization has only its own.
     """
-    own = caller.organization_limits
-    if caller.postpaid:
+    if postpaid:
         return own
-    tier = TIERS[min(max(caller.tier, 0), len(TIERS) - 1)]
-    return Limits(*[getattr(tier if getattr(own, name) is None else own, name) for name in Limits.__struct_fields__])
+    given = TIERS[min(max(tier, 0), len(TIERS) - 1)]
+    return Limits(*[getattr(given if getattr(own, name) is None else own, name) for name in Limits.__struct_fields__])

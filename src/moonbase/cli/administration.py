@@ -56,6 +56,13 @@ def request(type_: type[T], /, **fields: Any) -> T:
         raise wrong_type(str(error)) from error
 
 
+def changes(type_: type[T], limits: dict[str, int | None], /, **fields: Any) -> T:
+    """The request of that type with `limits` and `fields`, of which there must be some. Raises `InvalidRequest`."""
+    if not (limits or fields):
+        raise typer.BadParameter("nothing to change was given; --help shows what can be")
+    return request(type_, limits=limits, **fields)
+
+
 def one_of(option: str, text: str, choices: Any) -> Any:
     """`text`, which must be one of the values of the type `choices`."""
     if text not in get_args(choices):

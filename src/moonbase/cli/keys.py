@@ -13,11 +13,12 @@ from moonbase.cli.administration import (
     TpmOption,
     administer,
     caps,
+    changes,
     given,
     request,
 )
 from moonbase.cli.options import ConfigOption
-from moonbase.cli.tables import Format, FormatOption, print_rows, time
+from moonbase.cli.tables import Format, FormatOption, print_fields, print_rows, time
 
 if TYPE_CHECKING:
     from moonbase.store.records import Key
@@ -111,6 +112,12 @@ def list_(
 
 
 @app.command()
+def show(key_id: _KeyId, format: FormatOption = None, config_file: ConfigOption = None) -> None:
+    """Show one key, without its secret."""
+    print_fields(administer(config_file, lambda administration: administration.keys.show(key_id)), format)
+
+
+@app.command()
 def update(
     key_id: _KeyId,
     name: NewNameOption = None,
@@ -127,8 +134,8 @@ def update(
     from moonbase.accounts.requests import KeyChanges
 
     scopes = _scopes(models, endpoints, expires)
-    changes = request(KeyChanges, limits=caps(concurrency, rpm, tpm, tpd), **given(name=name), **scopes)
-    administer(config_file, lambda administration: administration.keys.update(key_id, changes))
+    wanted = changes(KeyChanges, caps(concurrency, rpm, tpm, tpd), **given(name=name), **scopes)
+    administer(config_file, lambda administration: administration.keys.update(key_id, wanted))
     typer.echo(f"Changed {key_id}.", err=True)
 
 

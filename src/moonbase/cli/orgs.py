@@ -14,6 +14,7 @@ from moonbase.cli.administration import (
     TpmOption,
     administer,
     caps,
+    changes,
     given,
     request,
 )
@@ -100,8 +101,8 @@ def update(
     from moonbase.accounts.requests import OrganizationChanges
 
     limits = caps(concurrency, rpm, tpm, tpd)
-    changes = request(OrganizationChanges, limits=limits, **given(name=name, tier=tier, postpaid=postpaid))
-    administer(config_file, lambda administration: administration.organizations.update(organization_id, changes))
+    wanted = changes(OrganizationChanges, limits, **given(name=name, tier=tier, postpaid=postpaid))
+    administer(config_file, lambda administration: administration.organizations.update(organization_id, wanted))
     typer.echo(f"Changed {organization_id}.", err=True)
 
 

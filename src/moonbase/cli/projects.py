@@ -13,6 +13,7 @@ from moonbase.cli.administration import (
     TpmOption,
     administer,
     caps,
+    changes,
     given,
     request,
 )
@@ -77,8 +78,8 @@ def update(
     """Change a project. Running servers follow within two seconds."""
     from moonbase.accounts.requests import ProjectChanges
 
-    changes = request(ProjectChanges, limits=caps(concurrency, rpm, tpm, tpd), **given(name=name))
-    administer(config_file, lambda administration: administration.projects.update(project_id, changes))
+    wanted = changes(ProjectChanges, caps(concurrency, rpm, tpm, tpd), **given(name=name))
+    administer(config_file, lambda administration: administration.projects.update(project_id, wanted))
     typer.echo(f"Changed {project_id}.", err=True)
 
 

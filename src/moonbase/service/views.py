@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 from moonbase.accounts.credit import Standing
 from moonbase.accounts.organizations import region
 from moonbase.accounts.requests import Region
+from moonbase.accounts.tiers import effective_limits
 from moonbase.catalog.prices import decimal
 from moonbase.config import Currency
 from moonbase.store.records import (
@@ -34,6 +35,8 @@ class OrganizationView(Struct, frozen=True, kw_only=True):
     tier: int
     postpaid: bool
     limits: Limits
+    """Its own; where it has none, those of its tier hold."""
+    effective_limits: Limits
     created_at: int
 
     @classmethod
@@ -47,6 +50,7 @@ class OrganizationView(Struct, frozen=True, kw_only=True):
             tier=row.tier,
             postpaid=row.postpaid,
             limits=row.limits,
+            effective_limits=effective_limits(row.limits, tier=row.tier, postpaid=row.postpaid),
             created_at=row.created_at,
         )
 

@@ -239,7 +239,8 @@ async def change_balance(connection: AsyncConnection, change: Entry) -> Balance:
     account = accounts[change.organization_id]
     before, after = account.balance, _sum(account.balance, Balance(change.cash_nano, change.voucher_nano))
     if after.available_nano < min(before.available_nano, account.leased) or after.voucher_nano < 0:
-        raise BalanceTooLow(max(0, before.available_nano - account.leased))
+        free = before.available_nano - account.leased
+        raise BalanceTooLow(max(0, min(free, before.voucher_nano) if change.voucher_nano else free))
     account.balance = after
     await _store(connection, "", accounts, change.created_at)
     await _enter(connection, [change])
