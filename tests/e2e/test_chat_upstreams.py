@@ -242,10 +242,11 @@ def test_a_client_that_leaves_is_noticed_on_the_far_side(start_server: StartServ
             time.sleep(0.2)
             left = time.monotonic()
     else:
-        with pytest.raises(openai.APITimeoutError):
-            OpenAI(api_key=asked.key, base_url=asked.base_url, max_retries=0, timeout=0.7).chat.completions.create(
-                model=K2, messages=user("word " * 200), max_tokens=1000
-            )
+        with (
+            OpenAI(api_key=asked.key, base_url=asked.base_url, max_retries=0, timeout=0.7) as client,
+            pytest.raises(openai.APITimeoutError),
+        ):
+            client.chat.completions.create(model=K2, messages=user("word " * 200), max_tokens=1000)
         left = time.monotonic()
     eventually(lambda: running(stalling, "chaos") == 0)
     assert time.monotonic() - left < 0.5

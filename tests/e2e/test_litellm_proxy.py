@@ -68,9 +68,12 @@ def proxy(litellm: Path, config: Path, server: Server, folder: Path) -> Iterator
         "False",
     ]
     log = folder / "log"
-    with log.open("wb") as out, subprocess.Popen(command, env=environ, stdout=out, stderr=out) as process:
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, env=environ, stdout=out, stderr=out) as process,
+        OpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{port}", max_retries=0, timeout=60) as client,
+    ):
         try:
-            client = OpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{port}", max_retries=0, timeout=60)
             deadline = time.monotonic() + 120
             while True:
                 try:

@@ -1,8 +1,10 @@
 """Clients of the Messages API, unmodified: the SDKs for Python and Node, and programs as users have them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anthropic
 import pytest
@@ -25,12 +27,26 @@ def chaos(start_module_server: StartServer) -> Server:
     return start_module_server("--set", "chaos.fault_rate=0", engine="chaos")
 
 
-def client_of(server: Server, base: str = "/anthropic") -> Anthropic:
-    return Anthropic(api_key=server.key, base_url=server.base_url.removesuffix("/v1") + base, max_retries=0)
+class ClientOf(Protocol):
+    """A client of a server with the server's key, or with other options."""
+
+    def __call__(self, server: Server, base: str = "/anthropic", **options: Any) -> Anthropic: ...
+
+
+@pytest.fixture
+def client_of() -> Iterator[ClientOf]:
+    with ExitStack() as stack:
+
+        def make(server: Server, base: str = "/anthropic", **options: Any) -> Anthropic:
+            options = options or {"api_key": server.key}
+            url = server.base_url.removesuffix("/v1") + base
+            return stack.enter_context(Anthropic(base_url=url, max_retries=0, **options))
+
+        yield make
 
 
 @pytest.mark.parametrize("base", ["/anthropic", "/anthropic/v1", "", "/v1"])
-def test_a_chat_a_stream_and_a_count(echo: Server, base: str) -> None:
+def test_a_chat_a_stream_and_a_count(client_of: ClientOf, echo: Server, base: str) -> None:
     client = client_of(echo, base)
     whole = client.messages.create(model=K2, max_tokens=50, messages=HI)
     with client.messages.stream(model=K2, max_tokens=50, messages=HI) as stream:
@@ -46,12 +62,12 @@ def test_a_chat_a_stream_and_a_count(echo: Server, base: str) -> None:
     assert counted.input_tokens == whole.usage.input_tokens
 
 
-def test_a_key_may_come_as_a_bearer(echo: Server) -> None:
-    client = Anthropic(auth_token=echo.key, base_url=echo.base_url.removesuffix("/v1") + "/anthropic")
+def test_a_key_may_come_as_a_bearer(client_of: ClientOf, echo: Server) -> None:
+    client = client_of(echo, auth_token=echo.key)
     assert client.messages.create(model=K2, max_tokens=5, messages=HI).stop_reason in ("end_turn", "max_tokens")
 
 
-def test_a_tool_loop_streamed_and_not(chaos: Server) -> None:
+def test_a_tool_loop_streamed_and_not(client_of: ClientOf, chaos: Server) -> None:
     client = client_of(chaos)
     turns: list[Any] = [{"role": "user", "content": "Weather in Tokyo?"}]
     first = client.messages.create(
@@ -79,7 +95,9 @@ def results(content: list[Any]) -> dict[str, Any]:
     }
 
 
-def test_thinking_comes_apart_and_may_be_sent_back(start_server: StartServer, tmp_path: Path) -> None:
+def test_thinking_comes_apart_and_may_be_sent_back(
+    client_of: ClientOf, start_server: StartServer, tmp_path: Path
+) -> None:
     script = tmp_path / "raw.txt"
     script.write_text("Hm, well.</think>Cold.")
     client = client_of(start_server("--set", f"echo.script={script}", "--set", "engine.format=kimi-k2.6"))
@@ -92,12 +110,13 @@ def test_thinking_comes_apart_and_may_be_sent_back(start_server: StartServer, tm
     assert client.messages.create(model="kimi-k2.6", max_tokens=2048, messages=turns).content[0].type == "thinking"
 
 
-def test_errors_are_the_exceptions_that_programs_catch(echo: Server) -> None:
+def test_errors_are_the_exceptions_that_programs_catch(client_of: ClientOf, echo: Server) -> None:
+    client = client_of(echo)
     with pytest.raises(anthropic.BadRequestError, match="must not be empty"):
-        client_of(echo).messages.create(model=K2, max_tokens=5, messages=[{"role": "user", "content": ""}])
+        client.messages.create(model=K2, max_tokens=5, messages=[{"role": "user", "content": ""}])
     with pytest.raises(anthropic.NotFoundError, match="Not found the model"):
-        client_of(echo).messages.create(model="claude-9", max_tokens=5, messages=HI)
-    stranger = Anthropic(api_key="sk-x", base_url=echo.base_url, max_retries=0)
+        client.messages.create(model="claude-9", max_tokens=5, messages=HI)
+    stranger = client_of(echo, "/v1", api_key="sk-x")
     with pytest.raises(anthropic.AuthenticationError, match="Invalid Authentication"):
         stranger.messages.create(model=K2, max_tokens=5, messages=HI)
 

@@ -1,6 +1,7 @@
 """The tool loop of an ordinary program: the openai library against the embedded engine with the default model."""
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ def server(start_module_server: StartServer) -> Server:
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> OpenAI:
-    return OpenAI(api_key=server.key, base_url=server.base_url)
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(api_key=server.key, base_url=server.base_url) as client:
+        yield client
 
 
 def ask(client: OpenAI, messages: list[Any], **fields: Any) -> ChatCompletion:
@@ -119,12 +121,12 @@ def test_a_loop_that_a_script_plays_goes_from_the_call_to_the_answer(start_serve
     script = tmp_path / "loop.jsonl"
     script.write_text(guide.partition("```json\n")[2].partition("```")[0], encoding="utf-8")
     server = start_server("--set", f"echo.script={script}")
-    client = OpenAI(api_key=server.key, base_url=server.base_url)
     messages: list[Any] = [{"role": "user", "content": "What's the weather in Tokyo?"}]
 
-    assert answered(messages, ask(client, messages)) == 1
-    assert ask(client, messages).choices[0].message.content == "It is 22 degrees in Tokyo."
-    assert ask(client, [{"role": "user", "content": "Hello"}]).choices[0].message.content == "Hello"
+    with OpenAI(api_key=server.key, base_url=server.base_url) as client:
+        assert answered(messages, ask(client, messages)) == 1
+        assert ask(client, messages).choices[0].message.content == "It is 22 degrees in Tokyo."
+        assert ask(client, [{"role": "user", "content": "Hello"}]).choices[0].message.content == "Hello"
 
 
 def test_a_streamed_call_is_put_together_by_the_library(client: OpenAI) -> None:

@@ -189,7 +189,7 @@ def _copy(member: IO[bytes], file: IO[bytes], weights: Weights, progress: Progre
 
 def _from_hub(weights: Weights, source: HubSource, folder: Path, progress: Progress) -> Path:
     import httpx
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import close_session, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     assert weights.file is not None
@@ -202,6 +202,8 @@ def _from_hub(weights: Weights, source: HubSource, folder: Path, progress: Progr
             f"The Hugging Face hub did not give {source.repository}/{weights.file}: {str(error).splitlines()[0]};"
             f" check the network or HF_ENDPOINT, then run `moonbase models pull {weights.name}`"
         ) from error
+    finally:
+        close_session()
     progress("Verifying", 0, 0)
     with open(path, "rb") as file:
         _check(hashlib.file_digest(file, "sha256").hexdigest(), weights, source.repository)
