@@ -9,13 +9,12 @@ that are to be killed are started for it, PostgreSQL by the user `postgres` wher
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.ledger_chaos import NAMES, Report, run
+from tests.e2e.ledger_chaos import NAMES, run
 from tests.e2e.server import Server
 
 from moonbase.store.database import database_url
@@ -43,29 +42,7 @@ def main() -> None:
             options.victim, home, start, url=url, streams=options.streams, kills=options.kills, seed=options.seed
         )
     print(f"{options.victim} killed {report.kills} times in {time.monotonic() - began:.0f} s")
-    for what, value in _rows(report):
-        print(f"| {what} | {value} |")
-    print(f"unsettled tokens of each kill: {', '.join(map(str, report.unsettled))}")
-
-
-def _rows(report: Report) -> list[tuple[str, str]]:
-    return [
-        ("streams that ran at a kill", _spread(report.live)),
-        ("answers finished", f"{report.finished:,}"),
-        ("interrupted by their server's death", f"{report.interrupted:,}"),
-        ("not begun when their server died", f"{report.unanswered:,}"),
-        ("ended by an error of the server's", f"{report.failed:,}"),
-        ("answered 503", f"{report.refused:,}"),
-        ("charged", f"{report.charged:,} answers, {report.charged_tokens:,} tokens of output"),
-        ("unsettled tokens of a kill", _spread(report.unsettled)),
-        ("unsettled tokens of an answer, most", str(report.largest)),
-        ("longest wait for an answer to begin", f"{report.slowest:.1f} s"),
-        ("entries less balances", f"{report.difference_nano} nano-dollars of {report.charged_nano:,} charged"),
-    ]
-
-
-def _spread(values: list[int]) -> str:
-    return f"{statistics.median(values):g} ({min(values)} to {max(values)})"
+    print(report)
 
 
 if __name__ == "__main__":

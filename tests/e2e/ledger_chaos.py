@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,28 @@ class Report:
     charged_nano: int = 0
     difference_nano: int = 0
     """What entries sum to, less what the balances are."""
+
+    def __str__(self) -> str:
+        """The rows of a table, and a line with what each kill left unsettled."""
+        rows = {
+            "streams that ran at a kill": _spread(self.live),
+            "answers finished": f"{self.finished:,}",
+            "interrupted by their server's death": f"{self.interrupted:,}",
+            "not begun when their server died": f"{self.unanswered:,}",
+            "ended by an error of the server's": f"{self.failed:,}",
+            "answered 503": f"{self.refused:,}",
+            "charged": f"{self.charged:,} answers, {self.charged_tokens:,} tokens of output",
+            "unsettled tokens of a kill": _spread(self.unsettled),
+            "unsettled tokens of an answer, most": str(self.largest),
+            "longest wait for an answer to begin": f"{self.slowest:.1f} s",
+            "entries less balances": f"{self.difference_nano} nano-dollars of {self.charged_nano:,} charged",
+        }
+        lines = [f"| {what} | {value} |" for what, value in rows.items()]
+        return "\n".join([*lines, f"unsettled tokens of each kill: {', '.join(map(str, self.unsettled))}"])
+
+
+def _spread(values: list[int]) -> str:
+    return f"{statistics.median(values):g} ({min(values)} to {max(values)})"
 
 
 class Chaos:

@@ -1,5 +1,6 @@
 """Deaths under live streams: what was finished is paid exactly once, and nothing is lost or invented."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from tests.e2e.ledger_chaos import Name, Report, run
 
 
 def _check(report: Report, *, at_least: int) -> None:
-    """There was something to compare."""
+    """There was something to compare; `pytest -rP` shows it."""
+    sys.stdout.write(f"{report}\n")
     assert report.finished > at_least
     assert min(report.live) > 10
 
