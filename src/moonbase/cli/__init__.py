@@ -74,9 +74,11 @@ def _sentence(error: MoonbaseError) -> str:
 
 def _check_encoding(arguments: list[str]) -> None:
     """Neither a database nor JSON can hold what is no text."""
-    for argument in arguments:
-        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
-            raise ConfigurationError(f"the argument {os.fsencode(argument)!r} is not UTF-8")
+    for argument in map(os.fsencode, arguments):
+        try:
+            argument.decode()
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"the argument {argument!r} is not UTF-8") from None
 
 
 def main() -> None:
