@@ -38,6 +38,7 @@ OWN_COUNT = 50
 MOST = Bounds(prompt=10**6, output=10**6)
 TOOLS = ("get", "put", "look", "look_up")
 TEXT = st.text(min_size=1, max_size=20)
+NAMES = TEXT.filter(lambda name: all(tool == name or not tool.startswith(name) for tool in TOOLS))  # they are whole
 
 
 def reader(choices: int = 1, *, most: Bounds = MOST, passed_on: str | None = None) -> AnswerReader:
@@ -56,7 +57,7 @@ def answers(draw: st.DrawFn) -> tuple[int, list[ChatEvent]]:
         pieces = st.lists(TEXT, max_size=3)
         events: list[ChatEvent] = [ReasoningDelta(choice, text) for text in draw(pieces)]
         events += [TextDelta(choice, text) for text in draw(pieces)]
-        calls = draw(st.lists(st.tuples(TEXT, pieces), max_size=3))
+        calls = draw(st.lists(st.tuples(NAMES, pieces), max_size=3))
         for index, (name, arguments) in enumerate(calls):
             events.append(ToolCallStarted(choice, index, f"{name}:{index + 3}", name))
             events += [ArgumentsDelta(choice, index, text) for text in ("{", *arguments)]
