@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import processes
+
 
 class Server:
     """A running `moonbase serve`: where it listens, its first key, its process."""
@@ -31,16 +33,11 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """CPU time of the gateway process, its ended threads included; the worker's is not."""
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
-        ticks = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
-        running = Path(f"/proc/{self.process.pid}/task")
-        precise = sum(int((task / "schedstat").read_text().split()[0]) for task in running.iterdir()) / 1e9
-        return max(precise, ticks)
+        return processes.cpu_seconds(self.process.pid)
 
     def memory_mb(self) -> float:
         """Resident memory of the gateway process."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        return processes.memory_mb(self.process.pid)
 
 
 @contextmanager

@@ -1,0 +1,220 @@
+"""What does a gateway cost between clients and an engine, in CPU, in time and in memory?
+
+`python -m benchmarks.relay --vocabulary tiktoken.model [--redis URL] [--rounds 5] [--write]`
+
+One upstream that costs next to nothing, one driver, and in turn: Moonbase passing chats on (`openai`), Moonbase parsing
+token ids (`vllm`), Moonbase with two gateway processes (where there is a Redis), sglang-router, vllm-router and the
+proxy of LiteLLM. Those of PyPI are installed into environments of their own. Gateways share one processor, upstream and
+driver another. CPU is that of all processes of a gateway until a second after the last answer, settlements included.
+
+Moonbase runs with a prepaid organization, a key, limits of all kinds at three scopes, the ledger, metrics and a line of
+log a request; the others with what they do by default, and the routers without keys. `--write` puts the tables into
+docs/benchmarks.md.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.relay import report
+from benchmarks.relay.driver import Load, Result
+from benchmarks.relay.gateways import Gateway, Place, litellm, moonbase, router
+from benchmarks.relay.upstream import MODEL
+
+_TEXT = "Say it again, in other words, and at some length. " * 10  # a request of some 0.7 KB
+_SETTLE = 1.0  # seconds after the last answer in which what it costs still counts
+_STREAMS = 128
+_TOKENS = 300
+_PLAIN_TOKENS = 100  # an answer of some 0.7 KB
+_PLAIN_CLIENTS = 64
+_LATENCY_STREAMS = (1, 16, 64, 256)
+_SLOW_TICK = 2.0
+_MANY = 10_000
+
+Start = Callable[[Place], AbstractContextManager[Gateway]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", type=Path, help="the Kimi tiktoken.model; without it `vllm` is left out")
+    parser.add_argument("--redis", help="URL of a Redis; without it two gateway processes are left out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of plain requests in a round")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only gateways with this in their names")
+    parser.add_argument("--skip", action="append", default=[], choices=["cpu", "latency", "memory"])
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    options = parser.parse_args()
+    _many_files()
+    found = report.Report(options.rounds)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        port = stack.enter_context(_upstream(0.01))
+        place = Place(Path(folder), port, frozenset({0}), options.vocabulary)
+        starts = _starts(options.vocabulary, options.redis, options.only)
+        gateways = [stack.enter_context(start(place)) for start in starts.values()]
+        for gateway in gateways:
+            found.start(gateway.name, gateway.started, gateway.memory_mb())
+        for number in range(options.rounds + 1):
+            for gateway in gateways:
+                _tell(f"round {number} of {options.rounds}: {gateway.name}")
+                if "cpu" not in options.skip:
+                    found.cpu(gateway.name, number, _per_token(gateway), *_per_request(gateway, options.seconds))
+                if "latency" not in options.skip and number:
+                    for streams in _LATENCY_STREAMS:
+                        found.latency(gateway.name, streams, _streamed(port, streams), _streamed(gateway, streams))
+    if "memory" not in options.skip:
+        for name, start in starts.items():
+            with tempfile.TemporaryDirectory() as folder, _upstream(_SLOW_TICK) as port:
+                _tell(f"{_MANY} streams: {name}")
+                with start(Place(Path(folder), port, frozenset({0}), options.vocabulary)) as gateway:
+                    found.memory(gateway.name, _holding(gateway))
+    text = str(found)
+    print(text)
+    if options.write:
+        report.write(text)
+
+
+def _starts(vocabulary: Path | None, redis: str | None, only: list[str] | None) -> dict[str, Start]:
+    found: dict[str, Start] = {
+        "moonbase openai": partial(moonbase, name="moonbase openai", engine="openai"),
+        "moonbase vllm": partial(moonbase, name="moonbase vllm", engine="vllm"),
+        "moonbase openai x2": partial(moonbase, name="moonbase openai x2", engine="openai", redis=redis),
+        "sglang-router": partial(router, requirement="sglang-router==0.3.2", command=("sglang-router", "launch")),
+        "vllm-router": partial(router, requirement="vllm-router==0.1.17", command=("vllm-router",)),
+        "litellm": partial(litellm, requirement="litellm[proxy]==1.110.2"),
+    }
+    if vocabulary is None:
+        del found["moonbase vllm"]
+    if redis is None:
+        del found["moonbase openai x2"]
+    if only:
+        found = {name: start for name, start in found.items() if any(part in name for part in only)}
+    return found
+
+
+def _per_token(gateway: Gateway) -> float:
+    """µs of CPU per token of streams."""
+    streams = _STREAMS if "litellm" not in gateway.name else _STREAMS // 16
+    before = gateway.cpu_seconds()
+    result = _driven(Load(port=gateway.port, clients=streams, spread=0.5, **_asking(gateway, _TOKENS, stream=True)))
+    time.sleep(_SETTLE)
+    _complete(result, streams * _TOKENS)
+    return (gateway.cpu_seconds() - before) / (streams * _TOKENS) * 1e6
+
+
+def _per_request(gateway: Gateway, seconds: float) -> tuple[float, float]:
+    """µs of CPU per plain request, and requests per second."""
+    before = gateway.cpu_seconds()
+    load = Load(
+        port=gateway.port, clients=_PLAIN_CLIENTS, seconds=seconds, **_asking(gateway, _PLAIN_TOKENS, stream=False)
+    )
+    result = _driven(load)
+    time.sleep(_SETTLE)
+    _complete(result, 0)
+    return (gateway.cpu_seconds() - before) / result.requests * 1e6, result.requests / result.seconds
+
+
+def _streamed(target: Gateway | int, streams: int) -> Result:
+    """Streams of 50 tokens, one after the other; `target` is a gateway, or the upstream's port."""
+    asking: dict[str, Any]
+    if isinstance(target, int):
+        port, asking = target, {"path": "/v1/chat/completions", "body": _body(MODEL, 50, stream=True)}
+    else:
+        port, asking = target.port, _asking(target, 50, stream=True)
+    return _driven(Load(port=port, clients=streams, seconds=2.0, spread=0.2, **asking))
+
+
+def _holding(gateway: Gateway) -> tuple[int, float]:
+    """How many streams were open at once, and the resident memory with them, in MB."""
+    load = Load(port=gateway.port, clients=_MANY, spread=20.0, hold=True, **_asking(gateway, 100_000, stream=True))
+    with _driver() as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        driver.stdin.write(msgspec.json.encode(load).decode() + "\n")
+        driver.stdin.flush()
+        line = driver.stdout.readline()
+        memory = gateway.memory_mb()
+        driver.stdin.close()
+        result = msgspec.json.decode(driver.stdout.read() or "{}", type=Result)
+        return (len(result.first) if line == "begun\n" else 0), memory
+
+
+def _asking(gateway: Gateway, tokens: int, *, stream: bool) -> dict[str, Any]:
+    return {
+        "path": "/v1/chat/completions",
+        "headers": gateway.headers,
+        "body": _body(gateway.model, tokens, stream=stream),
+    }
+
+
+def _body(model: str, tokens: int, *, stream: bool) -> str:
+    messages = [{"role": "user", "content": _TEXT}]
+    return msgspec.json.encode({"model": model, "max_tokens": tokens, "stream": stream, "messages": messages}).decode()
+
+
+def _complete(result: Result, tokens: int) -> None:
+    if result.problem or result.frames < tokens:
+        raise SystemExit(f"{result.frames} events of {tokens} came: {result.problem}")
+
+
+def _driven(load: Load) -> Result:
+    with _driver() as driver:
+        out, _ = driver.communicate(msgspec.json.encode(load).decode() + "\n")
+    return msgspec.json.decode(out, type=Result)
+
+
+@contextmanager
+def _driver() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "benchmarks.relay.driver"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_on_the_other_processor
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def _upstream(tick: float) -> Iterator[int]:
+    command = [sys.executable, "-m", "benchmarks.relay.upstream", "--tick", str(tick)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_on_the_other_processor)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _on_the_other_processor() -> None:
+    os.sched_setaffinity(0, {1})
+
+
+def _many_files() -> None:
+    """Ten thousand streams are twenty thousand sockets of a gateway."""
+    wanted = 65_536
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    except (ValueError, PermissionError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
