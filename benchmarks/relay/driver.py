@@ -14,7 +14,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
-_SENT_AT = re.compile(rb'"content":"(\d{10,})')
+_SENT_AT = re.compile(rb'"content":"(\d{10,19})"')
 
 
 class Load(Struct, kw_only=True):

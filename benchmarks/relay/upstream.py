@@ -54,9 +54,16 @@ _WORD = b" word"  # a token of a whole answer, five bytes as text has
 
 
 class _Asked(Struct):
-    max_tokens: int = 16
+    """A router writes the newer name of the limit into what it passes on."""
+
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     stream: bool = False
     prompt: list[int] = []
+
+    @property
+    def limit(self) -> int:
+        return self.max_tokens or self.max_completion_tokens or 16
 
 
 _decode = msgspec.json.Decoder(_Asked).decode
@@ -105,7 +112,10 @@ class _Connection(asyncio.Protocol):
         self._upstream.streams.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:  # routers try HTTP/2 first
+            self.transport.close()
 
     def on_url(self, url: bytes) -> None:
         self._path = url
@@ -126,7 +136,7 @@ class _Connection(asyncio.Protocol):
             self.transport.write(_json(_MODELS if self._path == b"/v1/models" else b"{}"))
 
     def _chat(self, asked: _Asked) -> None:
-        self._tokens, self._prompt, self.ids = asked.max_tokens, 100, False
+        self._tokens, self._prompt, self.ids = asked.limit, 100, False
         if not asked.stream:
             usage = (self._prompt, self._prompt + self._tokens, self._tokens)
             self.transport.write(_json(_WHOLE % (_WORD * self._tokens, *usage)))
@@ -134,7 +144,7 @@ class _Connection(asyncio.Protocol):
             self._begin(_CHAT % (b"%d" % time.monotonic_ns()))
 
     def _completion(self, asked: _Asked) -> None:
-        self._tokens, self._prompt, self.ids = asked.max_tokens, len(asked.prompt), True
+        self._tokens, self._prompt, self.ids = asked.limit, len(asked.prompt), True
         self._begin(_IDS % (b"null", _TOKEN_ID))
 
     def _begin(self, first: bytes) -> None:
