@@ -29,7 +29,7 @@ import msgspec
 
 from benchmarks.relay import report
 from benchmarks.relay.driver import Load, Result
-from benchmarks.relay.gateways import Gateway, Place, litellm, moonbase, router
+from benchmarks.relay.gateways import Gateway, Place, floor, litellm, moonbase, router
 from benchmarks.relay.upstream import MODEL
 
 _TEXT = "Say it again, in other words, and at some length. " * 10  # a request of some 0.7 KB
@@ -89,6 +89,7 @@ def _starts(vocabulary: Path | None, redis: str | None, only: list[str] | None) 
         "moonbase openai": partial(moonbase, name="moonbase openai", engine="openai"),
         "moonbase vllm": partial(moonbase, name="moonbase vllm", engine="vllm"),
         "moonbase openai x2": partial(moonbase, name="moonbase openai x2", engine="openai", redis=redis),
+        "bytes passed on, in Python": floor,
         "sglang-router": partial(router, requirement="sglang-router==0.3.2", command=("sglang-router", "launch")),
         "vllm-router": partial(router, requirement="vllm-router==0.1.17", command=("vllm-router",)),
         "litellm": partial(litellm, requirement="litellm[proxy]==1.110.2"),

@@ -90,6 +90,15 @@ def moonbase(place: Place, name: str, engine: str, redis: str | None = None) -> 
 
 
 @contextmanager
+def floor(place: Place) -> Iterator[Gateway]:
+    """No gateway, but what any in Python pays for its sockets."""
+    port = _free_port()
+    command = [sys.executable, "-m", "benchmarks.relay.floor", str(port), str(place.upstream)]
+    with _running(place, "bytes passed on, in Python", command, port, MODEL, {}, dict(os.environ)) as gateway:
+        yield gateway
+
+
+@contextmanager
 def router(place: Place, requirement: str, command: tuple[str, ...]) -> Iterator[Gateway]:
     """A Rust router of PyPI's, without keys; round robin, the cheapest policy of both."""
     port = _free_port()
