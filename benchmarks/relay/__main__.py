@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--skip", action="append", default=[], choices=["cpu", "latency", "memory"])
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     options = parser.parse_args()
-    _many_files()
+    many = _many_files()
     found = report.Report(options.rounds)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         port = stack.enter_context(_upstream(0.01))
@@ -75,9 +75,9 @@ def main() -> None:
     if "memory" not in options.skip:
         for name, start in starts.items():
             with tempfile.TemporaryDirectory() as folder, _upstream(_SLOW_TICK) as port:
-                _tell(f"{_MANY} streams: {name}")
+                _tell(f"{many} streams: {name}")
                 with start(Place(Path(folder), port, frozenset({0}), options.vocabulary)) as gateway:
-                    found.memory(gateway.name, _holding(gateway))
+                    found.memory(gateway.name, _holding(gateway, many))
     text = str(found)
     print(text)
     if options.write:
@@ -135,19 +135,19 @@ def _streamed(target: Gateway | int, streams: int) -> Result:
     return _driven(Load(port=port, clients=streams, seconds=2.0, spread=0.2, **asking))
 
 
-def _holding(gateway: Gateway) -> tuple[int, float]:
-    """How many streams were open at once, and the resident memory with them, in MB."""
-    load = Load(port=gateway.port, clients=_MANY, spread=20.0, hold=True, **_asking(gateway, 100_000, stream=True))
+def _holding(gateway: Gateway, many: int) -> tuple[int, float]:
+    """How many of so many streams were open at once, and the resident memory with them, in MB."""
+    load = Load(port=gateway.port, clients=many, spread=20.0, hold=True, **_asking(gateway, 100_000, stream=True))
     with _driver() as driver:
         assert driver.stdin is not None
         assert driver.stdout is not None
         driver.stdin.write(msgspec.json.encode(load).decode() + "\n")
         driver.stdin.flush()
-        line = driver.stdout.readline()
-        memory = gateway.memory_mb()
-        driver.stdin.close()
-        result = msgspec.json.decode(driver.stdout.read() or "{}", type=Result)
-        return (len(result.first) if line == "begun\n" else 0), memory
+        streams, memory = int(driver.stdout.readline()), gateway.memory_mb()
+        out, _ = driver.communicate()
+        if problem := msgspec.json.decode(out, type=Result).problem:
+            _tell(f"{gateway.name} with {many} streams: {problem}")
+        return streams, memory
 
 
 def _asking(gateway: Gateway, tokens: int, *, stream: bool) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _driver() -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.__exit__(None, None, None)
 
 
 @contextmanager
@@ -203,14 +203,16 @@ def _on_the_other_processor() -> None:
     os.sched_setaffinity(0, {1})
 
 
-def _many_files() -> None:
-    """Ten thousand streams are twenty thousand sockets of a gateway."""
+def _many_files() -> int:
+    """As many files as may be; returns how many streams that allows, of which each is two sockets of a gateway."""
     wanted = 65_536
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
     except (ValueError, PermissionError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(_MANY, (soft - 200) // 2)
 
 
 def _tell(what: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import re
 import sys
 import time
+from contextlib import suppress
 from typing import cast
 
 import httptools
@@ -14,14 +15,15 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+_PATIENCE = 30.0  # seconds for one more stream to begin
 _SENT_AT = re.compile(rb'"content":"(\d{10,19})"')
 
 
 class Load(Struct, kw_only=True):
     """`clients` connections, each of which asks with `body`, one request after the other, until `seconds` are over.
 
-    They begin spread over `spread` seconds. With `hold` the driver prints a line when every client has its first event,
-    and leaves when standard input ends.
+    They begin spread over `spread` seconds. With `hold` the driver prints how many of them have their first event, once
+    all have or no more get one, and stays until standard input ends.
     """
 
     host: str = "127.0.0.1"
@@ -121,9 +123,10 @@ async def _run(load: Load) -> Result:
         _, client = await loop.create_connection(lambda: _Client(load, result, begun), load.host, load.port)
         clients.append(client)
     if load.hold:
-        for _ in clients:
-            await begun.acquire()
-        print("begun", flush=True)
+        with suppress(TimeoutError):
+            for _ in clients:
+                await asyncio.wait_for(begun.acquire(), _PATIENCE)
+        print(len(result.first), flush=True)
         await asyncio.to_thread(sys.stdin.read)
     else:
         await asyncio.gather(*[client.done for client in clients])

@@ -77,6 +77,18 @@ def test_segments_that_the_database_has_go_and_marks_outlive_them(tmp_path: Path
     assert left["s99"] == _settled("s99")
 
 
+def test_many_marks_are_not_written_anew_with_each_more(tmp_path: Path) -> None:
+    """More than a segment holds: thousands of answers at once."""
+    with Spool(tmp_path, segment_bytes=1_000) as spool:
+        for number in range(100):
+            spool.begin(replace(RECORD, request_id=f"r{number}"))
+        for output in range(65, 75):
+            for number in range(100):
+                spool.go_on(f"r{number}", miss=10, hit=0, output=output)
+        assert int(_files(tmp_path)[-1].stem) < 15
+    assert {(record.request_id, record.output) for record in _left(tmp_path)} == {(f"r{n}", 74) for n in range(100)}
+
+
 def test_a_taken_over_spool_is_gone(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         spool.settle(_settled("a"))

@@ -60,12 +60,19 @@ class _Went(Struct, tag="went", array_like=True):
 
 
 class _Segment(Struct):
-    """A file of a spool; `owed` counts the settlements in it that the database lacks."""
+    """A file of a spool; `owed` counts the settlements in it that the database lacks, `began` the bytes of the marks
+    that it began with.
+    """
 
     path: Path
     file: int
     size: int = 0
+    began: int = 0
     owed: int = 0
+
+    def full(self, size: int) -> bool:
+        """Whether `size` bytes were added, and as many as it began with: else many marks are mostly written anew."""
+        return self.size - self.began > max(size, self.began)
 
     def remove(self) -> None:
         os.close(self.file)
@@ -175,7 +182,7 @@ class Spool:
             return
         data = self._framed(frame)
         try:
-            if self._segments[-1].size > self._segment_bytes:
+            if self._segments[-1].full(self._segment_bytes):
                 self._segments.append(self._next_segment([]))
                 self.drop(0)
             _write(self._segments[-1], data)
@@ -195,6 +202,7 @@ class Spool:
         except OSError:
             segment.remove()
             raise
+        segment.began = segment.size
         return segment
 
     def _framed(self, frame: Struct) -> bytes:
