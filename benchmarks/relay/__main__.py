@@ -92,7 +92,7 @@ def _starts(vocabulary: Path | None, redis: str | None, only: list[str] | None) 
         "bytes passed on, in Python": floor,
         "sglang-router": partial(router, requirement="sglang-router==0.3.2", command=("sglang-router", "launch")),
         "vllm-router": partial(router, requirement="vllm-router==0.1.17", command=("vllm-router",)),
-        "litellm": partial(litellm, requirement="litellm[proxy]==1.110.2"),
+        "litellm": partial(litellm, requirement="litellm[proxy]==1.108.7"),
     }
     if vocabulary is None:
         del found["moonbase vllm"]
