@@ -145,7 +145,8 @@ def _holding(gateway: Gateway, many: int) -> tuple[int, float]:
         driver.stdin.flush()
         streams, memory = int(driver.stdout.readline()), gateway.memory_mb()
         out, _ = driver.communicate()
-        if problem := msgspec.json.decode(out, type=Result).problem:
+        problem = msgspec.json.decode(out, type=Result).problem if out else "the clients were cut off"
+        if problem:
             _tell(f"{gateway.name} with {many} streams: {problem}")
         return streams, memory
 
