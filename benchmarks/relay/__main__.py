@@ -59,10 +59,12 @@ def main() -> None:
     found = report.Report(options.rounds)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         port = stack.enter_context(_upstream(0.01))
-        place = Place(Path(folder), port, frozenset({0}), options.vocabulary)
+        place = Place(Path(folder), port, options.vocabulary)
         starts = _starts(options.vocabulary, options.redis, options.only)
-        gateways = [stack.enter_context(start(place)) for start in starts.values()]
-        for gateway in gateways:
+        gateways: list[Gateway] = []
+        for name, start in starts.items():
+            _tell(f"starting {name}, installed first if it is not yet")
+            gateways.append(gateway := stack.enter_context(start(place)))
             found.start(gateway.name, gateway.started, gateway.memory_mb())
         for number in range(options.rounds + 1):
             for gateway in gateways:
@@ -76,7 +78,7 @@ def main() -> None:
         for name, start in starts.items():
             with tempfile.TemporaryDirectory() as folder, _upstream(_SLOW_TICK) as port:
                 _tell(f"{many} streams: {name}")
-                with start(Place(Path(folder), port, frozenset({0}), options.vocabulary)) as gateway:
+                with start(Place(Path(folder), port, options.vocabulary)) as gateway:
                     found.memory(gateway.name, _holding(gateway, many))
     text = str(found)
     print(text)
@@ -92,7 +94,7 @@ def _starts(vocabulary: Path | None, redis: str | None, only: list[str] | None) 
         "bytes passed on, in Python": floor,
         "sglang-router": partial(router, requirement="sglang-router==0.3.2", command=("sglang-router", "launch")),
         "vllm-router": partial(router, requirement="vllm-router==0.1.17", command=("vllm-router",)),
-        "litellm": partial(litellm, requirement="litellm[proxy]==1.108.7"),
+        "litellm": litellm,
     }
     if vocabulary is None:
         del found["moonbase vllm"]

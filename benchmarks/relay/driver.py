@@ -15,6 +15,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+_HOST = "127.0.0.1"
 _PATIENCE = 30.0  # seconds for one more stream to begin
 _SENT_AT = re.compile(rb'"content":"(\d{10,19})"')
 
@@ -26,7 +27,6 @@ class Load(Struct, kw_only=True):
     all have or no more get one, and stays until standard input ends.
     """
 
-    host: str = "127.0.0.1"
     port: int
     path: str
     headers: dict[str, str] = {}
@@ -46,18 +46,15 @@ class Result(Struct, kw_only=True):
 
     seconds: float = 0.0
     requests: int = 0
-    refused: int = 0
     frames: int = 0
-    bytes: int = 0
     first: list[float] = []
     late: list[float] = []
     problem: str = ""
 
 
 class _Client(asyncio.Protocol):
-    def __init__(self, load: Load, result: Result, begun: "asyncio.Semaphore") -> None:
+    def __init__(self, load: Load, result: Result, begun: asyncio.Semaphore) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._load = load
         self._result = result
         self._until = time.monotonic() + load.seconds
         self._parser = httptools.HttpResponseParser(self)
@@ -67,7 +64,7 @@ class _Client(asyncio.Protocol):
         head = "".join(f"{name}: {value}\r\n" for name, value in load.headers.items())
         body = load.body.encode()
         self._request = (
-            f"POST {load.path} HTTP/1.1\r\nHost: {load.host}:{load.port}\r\n{head}Content-Type: application/json\r\n"
+            f"POST {load.path} HTTP/1.1\r\nHost: {_HOST}:{load.port}\r\n{head}Content-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode() + body
 
@@ -81,7 +78,6 @@ class _Client(asyncio.Protocol):
             self.done.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        self._result.bytes += len(data)
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
@@ -98,7 +94,6 @@ class _Client(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._result.requests += 1
         if (status := self._parser.get_status_code()) != 200:
-            self._result.refused += 1
             self._result.problem = f"an answer had the status {status}"
         if time.monotonic() < self._until:
             self._ask()
@@ -120,7 +115,7 @@ async def _run(load: Load) -> Result:
     clients: list[_Client] = []
     for number in range(load.clients):
         await asyncio.sleep(max(0.0, start + load.spread * number / load.clients - time.monotonic()))
-        _, client = await loop.create_connection(lambda: _Client(load, result, begun), load.host, load.port)
+        _, client = await loop.create_connection(lambda: _Client(load, result, begun), _HOST, load.port)
         clients.append(client)
     if load.hold:
         with suppress(TimeoutError):

@@ -18,6 +18,7 @@ class _End(asyncio.Protocol):
         self._held: list[bytes] = []
         self.transport: asyncio.Transport | None = None
         self.peer = peer
+        self._opening: asyncio.Task[object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -31,7 +32,7 @@ class _End(asyncio.Protocol):
             self._held.append(data)
             self.peer = peer = _End(self._upstream, self)
             loop = asyncio.get_running_loop()
-            loop.create_task(loop.create_connection(lambda: peer, "127.0.0.1", self._upstream))  # noqa: RUF006
+            self._opening = loop.create_task(loop.create_connection(lambda: peer, "127.0.0.1", self._upstream))
         elif peer.transport is None:
             self._held.append(data)
         else:

@@ -1,15 +1,12 @@
 """The gateways that are compared, each started as its documentation says, in front of one upstream."""
 
-import hashlib
 import http.client
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +14,14 @@ from pathlib import Path
 from msgspec import Struct
 
 from benchmarks import processes
+from benchmarks.programs import LITELLM, environment, litellm_proxy
 from benchmarks.relay.upstream import MODEL
+from moonbase.engines.process import free_port
 
 _START_SECONDS = 180
 _KIMI = "kimi-k2-0905-preview"
 _AMPLE = ["--concurrency", "1000000", "--rpm", "1000000000", "--tpm", "1000000000000", "--tpd", "1000000000000000"]
-_ENVIRONMENTS = Path(sys.prefix) / "share" / "moonbase-benchmarks"
+_PROCESSOR = 0  # of all gateways
 
 
 class Gateway(Struct):
@@ -35,23 +34,20 @@ class Gateway(Struct):
     headers: dict[str, str]
     started: float
 
-    @property
-    def pids(self) -> list[int]:
-        return processes.tree(self.process.pid)
-
     def cpu_seconds(self) -> float:
-        return processes.cpu_seconds(*self.pids)
+        """Of all its processes."""
+        return processes.cpu_seconds(*processes.tree(self.process.pid))
 
     def memory_mb(self) -> float:
-        return processes.memory_mb(*self.pids)
+        """Of all its processes; what they share counts for each."""
+        return processes.memory_mb(*processes.tree(self.process.pid))
 
 
 class Place(Struct, frozen=True):
-    """Where gateways run: a folder for what they keep, the upstream's port, the processors they may use."""
+    """Where gateways run: a folder for what they keep, and the upstream's port."""
 
     folder: Path
     upstream: int
-    processors: frozenset[int]
     vocabulary: Path | None = None
 
 
@@ -76,7 +72,7 @@ def moonbase(place: Place, name: str, engine: str, redis: str | None = None) -> 
     run("credit", "add", organization, "100000000")
     project = run("projects", "create", "--org", organization, "--name", "bench", *_AMPLE)
     key = run("keys", "create", "--name", "bench", "--project", project, *_AMPLE)
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{place.upstream}{'/v1' if engine == 'openai' else ''}"
     settings = {"engine.url": url, "engine.model": MODEL, "metrics.token": "bench"}
     command = [sys.executable, "-m", "moonbase", "serve", "--port", str(port), "--engine", engine]
@@ -92,7 +88,7 @@ def moonbase(place: Place, name: str, engine: str, redis: str | None = None) -> 
 @contextmanager
 def floor(place: Place) -> Iterator[Gateway]:
     """No gateway, but what any in Python pays for its sockets."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.relay.floor", str(port), str(place.upstream)]
     with _running(place, "bytes passed on, in Python", command, port, MODEL, {}, dict(os.environ)) as gateway:
         yield gateway
@@ -101,55 +97,31 @@ def floor(place: Place) -> Iterator[Gateway]:
 @contextmanager
 def router(place: Place, requirement: str, command: tuple[str, ...]) -> Iterator[Gateway]:
     """A Rust router of PyPI's, without keys; round robin, the cheapest policy of both."""
-    port = _free_port()
+    port = free_port()
     whole = [
         str(environment(requirement) / "bin" / command[0]),
         *command[1:],
         *("--worker-urls", f"http://127.0.0.1:{place.upstream}", "--host", "127.0.0.1", "--port", str(port)),
-        *("--policy", "round_robin", "--log-level", "error", "--prometheus-port", str(_free_port())),
+        *("--policy", "round_robin", "--log-level", "error", "--prometheus-port", str(free_port())),
     ]
     with _running(place, requirement.replace("==", " "), whole, port, MODEL, {}, dict(os.environ)) as gateway:
         yield gateway
 
 
 @contextmanager
-def litellm(place: Place, requirement: str) -> Iterator[Gateway]:
+def litellm(place: Place) -> Iterator[Gateway]:
     """LiteLLM's proxy with one model and a master key, without a database."""
-    port, key = _free_port(), f"sk-{secrets.token_hex(16)}"
+    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
     config = place.folder / "litellm.yaml"
     config.write_text(
         f"model_list:\n  - model_name: {MODEL}\n    litellm_params:\n      model: openai/{MODEL}\n"
         f"      api_base: http://127.0.0.1:{place.upstream}/v1\n      api_key: none\n"
     )
-    program = environment(requirement) / "bin" / "litellm"
-    command = [
-        str(program),
-        "--config",
-        str(config),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--telemetry",
-        "False",
-    ]
     environ = {**os.environ, "LITELLM_MASTER_KEY": key, "HOME": str(place.folder), "LITELLM_LOG": "ERROR"}
-    name = requirement.replace("[proxy]==", " proxy ")
+    name = LITELLM.replace("[proxy]==", " proxy ")
     headers = {"Authorization": f"Bearer {key}"}
-    with _running(place, name, command, port, MODEL, headers, environ) as gateway:
+    with _running(place, name, litellm_proxy(config, port), port, MODEL, headers, environ) as gateway:
         yield gateway
-
-
-def environment(requirement: str) -> Path:
-    """A virtual environment with what is required, made once and kept in the share folder of our own."""
-    name = requirement.partition("[")[0].partition("=")[0]
-    folder = _ENVIRONMENTS / f"{name}-{hashlib.sha256(requirement.encode()).hexdigest()[:12]}"
-    if not (folder / "installed").exists():
-        print(f"Installing {requirement} ...", file=sys.stderr, flush=True)
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", requirement], check=True)
-        (folder / "installed").touch()
-    return folder
 
 
 @contextmanager
@@ -171,7 +143,7 @@ def _running(
             env=environ,
             stdout=out,
             stderr=out,
-            preexec_fn=lambda: os.sched_setaffinity(0, place.processors),
+            preexec_fn=lambda: os.sched_setaffinity(0, {_PROCESSOR}),
         )
     try:
         while not _answers(port, model, headers):
@@ -200,9 +172,3 @@ def _answers(port: int, model: str, headers: dict[str, str]) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,27 +1,25 @@
 """A LiteLLM proxy in an environment of its own, with the ordinary configuration, in front of a server of ours."""
 
-import hashlib
 import os
 import re
 import secrets
-import socket
 import subprocess
-import sys
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.programs import litellm_proxy
 from openai import APIConnectionError, OpenAI
 from tests.e2e.conftest import StartServer
 from tests.e2e.server import Server, program
 
+from moonbase.engines.process import free_port
+
 pytestmark = pytest.mark.full
 
-REQUIREMENT = "litellm[proxy]==1.108.7"
 KEY = f"sk-{secrets.token_hex(16)}"  # what clients of the proxy have
 EXAMPLE = Path(__file__).parents[2] / "examples" / "litellm_proxy.yaml"
 TOOLS: Any = [
@@ -36,37 +34,14 @@ TOOLS: Any = [
 ]
 
 
-@pytest.fixture(scope="module")
-def litellm() -> Path:
-    """The program, installed once into the share folder of the virtual environment."""
-    name = f"litellm-{hashlib.sha256(REQUIREMENT.encode()).hexdigest()[:12]}"
-    folder = Path(sys.prefix) / "share" / "moonbase-tests" / name
-    if not (folder / "installed").exists():
-        venv.create(folder, with_pip=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", REQUIREMENT]
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=600, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"LEFT OUT: the LiteLLM proxy; pip failed: {done.stderr.strip()[-300:]}")
-        (folder / "installed").touch()
-    return folder / "bin" / "litellm"
-
-
 @contextmanager
-def proxy(litellm: Path, config: Path, server: Server, folder: Path) -> Iterator[OpenAI]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+def proxy(config: Path, server: Server, folder: Path) -> Iterator[OpenAI]:
+    port = free_port()
+    try:
+        command = litellm_proxy(config, port)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"LEFT OUT: the LiteLLM proxy; pip failed: {error.stderr.strip()[-300:]}")
     environ = {**os.environ, **server.client_environ, "LITELLM_MASTER_KEY": KEY, "HOME": str(folder)}
-    command = [
-        str(litellm),
-        "--config",
-        str(config),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--telemetry",
-        "False",
-    ]
     log = folder / "log"
     with (
         log.open("wb") as out,
@@ -89,12 +64,10 @@ def proxy(litellm: Path, config: Path, server: Server, folder: Path) -> Iterator
 
 
 @pytest.mark.parametrize("which", ["example", "ordinary"])
-def test_chats_streams_and_tools_pass_through(
-    start_server: StartServer, litellm: Path, tmp_path: Path, which: str
-) -> None:
+def test_chats_streams_and_tools_pass_through(start_server: StartServer, tmp_path: Path, which: str) -> None:
     config = EXAMPLE if which == "example" else program("litellm_proxy.yaml")
     server = start_server("--set", "chaos.fault_rate=0", engine="chaos")
-    with proxy(litellm, config, server, tmp_path) as client:
+    with proxy(config, server, tmp_path) as client:
         asked: Any = [{"role": "user", "content": "one two three"}]
         whole = client.chat.completions.create(model="kimi-k2", messages=asked, max_tokens=50)
         assert whole.choices[0].message.content == "one two three"

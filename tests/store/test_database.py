@@ -86,6 +86,15 @@ async def test_many_that_want_to_be_alone_leave_others_room(database: Database) 
     await asyncio.gather(*waiting)
 
 
+async def test_who_waits_to_be_alone_does_not_wait_for_ever(database: Database) -> None:
+    async with database.exclusive():
+        with pytest.raises(DatabaseUnavailable):
+            async with database.exclusive(timeout=0.05):
+                pass
+    async with database.exclusive(timeout=5) as connection:
+        await connection.execute(text("SELECT 1"))
+
+
 async def test_an_exception_undoes_the_transaction(database: Database) -> None:
     async def write_and_fail() -> None:
         async with database.write() as connection:

@@ -143,13 +143,23 @@ class Database:
     async def exclusive(self, timeout: float | None = _LOCK_TIMEOUT) -> AsyncIterator[AsyncConnection]:
         """A write transaction that no other `exclusive` one overlaps, in any process.
 
-        It may take `timeout` seconds. Those of one process wait for each other outside the database, where they hold
-        no connection that others need. Raises as `write`.
+        It may wait `timeout` seconds for its turn and take as long. Those of one process wait for each other outside
+        the database, where they hold no connection that others need. Raises as `write`.
         """
-        async with self._alone, self._start_lock(), self._transaction(self._writer, timeout) as connection:
+        async with self._turn(timeout), self._start_lock(), self._transaction(self._writer, timeout) as connection:
             if self.path is None:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
             yield connection
+
+    @asynccontextmanager
+    async def _turn(self, timeout: float | None) -> AsyncIterator[None]:
+        with _unavailable():
+            async with asyncio.timeout(timeout):
+                await self._alone.acquire()
+        try:
+            yield
+        finally:
+            self._alone.release()
 
     @asynccontextmanager
     async def _transaction(self, engine: AsyncEngine | None, timeout: float | None) -> AsyncIterator[AsyncConnection]:
