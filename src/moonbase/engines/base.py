@@ -5,7 +5,6 @@ messages, no templates, no text. `Generation` is the one pipe between an engine 
 an engine puts what a wake-up brought, the reader takes all of it at once.
 """
 
-import asyncio
 import time
 from array import array
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from moonbase.chat.constraint import Constraint
 from moonbase.chat.events import EngineFinish
 from moonbase.chat.request import Sampling
 from moonbase.engines.grammar import Dialect, Grammar
+from moonbase.engines.pipe import Pipe
 from moonbase.errors import ApiError
 
 TokenIds: TypeAlias = "array[int]"  # of type code "I"; arrays cannot be subscripted at run time
@@ -81,36 +81,37 @@ class Delta(Struct):
     cached_tokens: int = 0
 
 
-class Generation:
+class Generation(Pipe[Delta]):
     """A running request: the engine puts deltas, one reader takes them.
 
     Use it as a context manager: leaving it cancels whatever still runs in the engine, at once and
     without awaiting. Methods are called from the event loop's thread only.
     """
 
-    __slots__ = ("_cancel", "_deltas", "_error", "_open_choices", "_waiter", "last_put")
+    __slots__ = ("_cancel", "_deltas", "_error", "_listener", "_open_choices", "last_put")
 
     def __init__(self, choices: int, cancel: Callable[[int | None], None]) -> None:
         """`cancel(choice)` stops one choice in the engine, `cancel(None)` all that still run."""
+        super().__init__()
         self._cancel = cancel
         self._deltas: list[Delta] = []
         self._error: ApiError | None = None
         self._open_choices = set(range(choices))
-        self._waiter: asyncio.Future[None] | None = None
+        self._listener: Callable[[], None] | None = None
         self.last_put: float | None = None  # `time.monotonic()` of the latest output
 
     def __enter__(self) -> "Generation":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._open_choices:
-            self._open_choices.clear()
+        if not self.over:
+            self._end()
             self._cancel(None)
 
     @property
     def open(self) -> bool:
         """Whether the engine still owes output."""
-        return bool(self._open_choices)
+        return not self.over
 
     def put(self, deltas: list[Delta]) -> None:
         """Engine side: hand over what one wake-up brought. Deltas of stopped choices are dropped."""
@@ -120,20 +121,21 @@ class Generation:
                 self._deltas.append(delta)
                 if delta.finish is not None:
                     self._open_choices.discard(delta.choice)
+        self.over = not self._open_choices
         if len(self._deltas) > before:
             self.last_put = time.monotonic()
-            self._wake()
+            self.arrived()
 
     def fail(self, error: ApiError) -> None:
         """Engine side: no more deltas; the reader gets what was put before, then `error`."""
-        if self._error is None and self._open_choices:
+        if not self.over:
             self._error = error
-            self._open_choices.clear()
-            self._wake()
+            self._end()
+            self.arrived()
 
     def abort(self, error: ApiError) -> None:
         """Reader side: give up on the engine; the reader gets what was put before, then `error`."""
-        if self._open_choices:
+        if not self.over:
             self._cancel(None)
             self.fail(error)
 
@@ -141,27 +143,28 @@ class Generation:
         """Reader side: this choice has all it needs (a stop string matched)."""
         if choice in self._open_choices:
             self._open_choices.discard(choice)
+            self.over = not self._open_choices
             self._cancel(choice)
 
-    async def read(self) -> list[Delta]:
-        """Wait for output and return all there is, or an empty list when every choice has ended.
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Reader side: `listener` is called when something came, for a reader that takes it there and then."""
+        self._listener = listener
 
-        Raises the `ApiError` the engine failed with.
-        """
-        while not self._deltas and self._error is None and self._open_choices:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+    def arrived(self) -> None:
+        if self._listener is not None:
+            self._listener()
+        else:
+            super().arrived()
+
+    def take(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []
         if not deltas and self._error is not None:
             raise self._error
         return deltas
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _end(self) -> None:
+        self._open_choices.clear()
+        self.over = True
 
 
 class Engine(Protocol):

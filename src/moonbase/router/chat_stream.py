@@ -9,6 +9,7 @@ from typing import Literal, Self
 from moonbase.chat.events import ArgumentsDelta, ChatEvent, ReasoningDelta, TextDelta
 from moonbase.dialects.openai.client.answer import AnswerReader
 from moonbase.dialects.openai.client.failure import broken, refused
+from moonbase.engines.pipe import Pipe
 from moonbase.engines.upstream.events import EventReader
 from moonbase.engines.upstream.exchange import Exchange, Headers
 from moonbase.errors import ApiError, EngineUnavailable, UpstreamFailed
@@ -24,7 +25,7 @@ _LINGER = 1.0  # seconds in which a response may end after its answer has, so th
 _Kind = Literal["events", "whole", "refused"]
 
 
-class ChatStream:
+class ChatStream(Pipe[ChatEvent]):
     """An `EventStream`, and the sink of its response: bytes are kept as they come and read when the reader asks.
 
     Leaving it cancels the response unless the answer is complete. An answer that has no end, or another than it should,
@@ -47,6 +48,7 @@ class ChatStream:
         `told` maps a failure to the error that the client is shown; `left` is called when the stream is left.
         `passed_on` as for `refused`.
         """
+        super().__init__()
         self.choices = choices
         self._most = most
         self._room = max(most * _MAX_PER_TOKEN, choices * _ALWAYS)  # characters that may still come
@@ -61,11 +63,9 @@ class ChatStream:
         self._retry_after: str | None = None
         self._chunks: list[bytes] = []
         self._size = 0  # of the chunks
-        self._over = False  # nothing more comes
+        self._ended = False  # nothing more comes
         self._cut: UpstreamFailed | None = None
         self._error: ApiError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._reading = False
         self._patience: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
 
@@ -80,7 +80,7 @@ class ChatStream:
             self._patience.cancel()
         if self._error is not None or not self._reader.complete:
             self._stop()
-        elif self._over:
+        elif self._ended:
             self.exchange.release()
         else:
             self.exchange.resume()
@@ -92,12 +92,12 @@ class ChatStream:
 
         What comes while the reader waits may hold no output, however much it is.
         """
-        waits = self._chunks and self._kind == "events" and not self._reading
+        waits = self._chunks and self._kind == "events" and self._waiter is None
         return time.monotonic() if waits else self._last_put
 
     @property
     def open(self) -> bool:
-        return self._error is None and not self._reader.complete
+        return not self.over
 
     @property
     def prompt_tokens(self) -> int:
@@ -128,28 +128,9 @@ class ChatStream:
             self._give_up_on_usage()
         elif self.open:
             self._error = error
+            self.over = True
             self._stop()
-            self._wake()
-
-    async def read(self) -> list[ChatEvent]:
-        self._reading = True
-        try:
-            while True:
-                events = self._take()
-                if events:
-                    return events
-                if self._error is not None:
-                    raise self._error
-                if self._reader.complete:
-                    return []
-                loop = asyncio.get_running_loop()
-                if self._reader.stopped and self._patience is None:
-                    self._patience = loop.call_later(_USAGE_PATIENCE, self._give_up_on_usage)
-                self._waiter = loop.create_future()
-                await self._waiter
-        finally:
-            self._waiter = None
-            self._reading = False
+            self.arrived()
 
     # From the upstream
 
@@ -163,31 +144,33 @@ class ChatStream:
             self._kind = "whole"
         elif content_type != "text/event-stream":
             self._fail(broken(f"answered with {content_type[:40]!r} in the place of events"))
+            self.arrived()
 
     def data(self, data: bytes) -> None:
-        if not self.open:
+        if self.over:
             return
         self._chunks.append(data)
         self._size += len(data)
         match self._kind:
             case "events":
+                self.arrived()
                 if self._size > _MAX_WAITING:
                     self.exchange.pause()
-                self._wake()
             case "whole" if self._size > _MAX_WHOLE:
                 self._fail(broken(f"sent an answer of more than {_MAX_WHOLE} bytes"))
+                self.arrived()
             case "refused" if self._size > _MAX_REFUSAL:
                 self._stop()
-                self._wake()
+                self.arrived()
 
     def end(self) -> None:
         """A refusal may be followed by another request; an answer that waits to be read has yet to show what it is."""
-        self._over = True
+        self._ended = True
         if self._linger is not None:
             self._linger.cancel()
         elif self._kind != "refused":
             self.exchange.hold()
-        self._wake()
+        self.arrived()
 
     def failed(self, error: UpstreamFailed) -> None:
         self._cut = error
@@ -197,25 +180,28 @@ class ChatStream:
         """Every choice has its finish_reason, and the usage did not follow: what there is will do."""
         if self.open:
             self._stop()
-            self._wake()
+            self.arrived()
 
-    def _take(self) -> list[ChatEvent]:
-        """The events of all that has come. What breaks the answer is kept for the next read."""
+    def take(self) -> list[ChatEvent]:
+        """The events of all that has come. What breaks the answer is raised when there is no event before it."""
         events: list[ChatEvent] = []
-        if not self._chunks and not self._over:
-            return events
-        try:
-            if self._kind == "events":
-                self._read_events(events)
-            elif self._over and self.open:
-                self._read_whole(events)
-        except UpstreamFailed as error:
-            self._fail(broken(error.reason))
-        except ApiError as error:
-            self._fail(error)
-        self._measure(events)
+        if self._chunks or self._ended:
+            try:
+                if self._kind == "events":
+                    self._read_events(events)
+                elif self._ended and self.open:
+                    self._read_whole(events)
+            except UpstreamFailed as error:
+                self._fail(broken(error.reason))
+            except ApiError as error:
+                self._fail(error)
+            self._measure(events)
+            if self._reader.stopped:
+                self._stopped()
         if events:
             self._last_put = time.monotonic()
+        elif self._error is not None:
+            raise self._error
         return events
 
     def _measure(self, events: list[ChatEvent]) -> None:
@@ -228,15 +214,23 @@ class ChatStream:
                     self._fail(broken(f"sent more output than {self._most} tokens can be"))
                     return
 
+    def _stopped(self) -> None:
+        """Every choice has its finish_reason; the usage may have come with it, or follow."""
+        if self._reader.complete:
+            self.over = True
+        elif self._patience is None and self.open:
+            self._patience = asyncio.get_running_loop().call_later(_USAGE_PATIENCE, self._give_up_on_usage)
+
     def _read_events(self, events: list[ChatEvent]) -> None:
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        if self._size > _MAX_WAITING and not self._over:
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        if self._size > _MAX_WAITING and not self._ended:
             self.exchange.resume()
         self._size = 0
         for payload in self._events.feed(data):
             self._reader.feed(payload, events)
-        if self._over and self.open:
+        if self._ended and self.open:
             self._end(events)
 
     def _read_whole(self, events: list[ChatEvent]) -> None:
@@ -263,15 +257,11 @@ class ChatStream:
         """End the answer, and the connection with it: what misbehaved is not used again."""
         if self._error is None:
             self._error = self._told(error)
+            self.over = True
         self._chunks.clear()
         self._stop()
-        self._wake()
 
     def _stop(self) -> None:
         """Nothing more is wanted from the upstream."""
-        self._over = True
+        self._ended = True
         self.exchange.cancel()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)

@@ -7,6 +7,7 @@ from moonbase.catalog.model import Capabilities
 from moonbase.chat.events import ChatEvent
 from moonbase.chat.request import ChatRequest, Conversation, Sampling
 from moonbase.config import EngineSettings
+from moonbase.engines.pipe import Deliver
 from moonbase.errors import ApiError
 
 
@@ -48,10 +49,11 @@ class EventStream(Protocol):
         """Cancel what still runs; the reader gets what has come, then `error`."""
         ...
 
-    async def read(self) -> list[ChatEvent]:
+    async def read(self, deliver: Deliver[ChatEvent] | None = None) -> list[ChatEvent]:
         """All events that have come, waiting for at least one; an empty list after the last.
 
-        Raises the `ApiError` that the answer failed with.
+        While it waits, events are given to `deliver` as they come, and only what that declines is returned. Raises the
+        `ApiError` that the answer failed with, and what `deliver` raises.
         """
         ...
 

@@ -21,6 +21,7 @@ from moonbase.chat.request import ChatRequest, Conversation, Sampling
 from moonbase.config import EngineSettings
 from moonbase.engines.base import Delta, Engine, GenerateRequest, Generation, TokenIds, Tokenizer
 from moonbase.engines.grammar import Grammar, Grammars
+from moonbase.engines.pipe import Pipe
 from moonbase.errors import ApiError, InvalidRequest
 from moonbase.formats.base import Format, Parser
 from moonbase.formats.output import OutputDecoder, StopStrings
@@ -167,13 +168,16 @@ class PreparedPrompt:
         return self._deployment.open(self, request_id, sampling, max_tokens)
 
 
-class TokenStream:
+class TokenStream(Pipe[ChatEvent]):
     """An `EventStream` over an engine's generation."""
 
     def __init__(self, generation: Generation, choices: "list[_Choice]", prompt_tokens: int) -> None:
+        super().__init__()
         self._generation = generation
         self._choices = choices
         self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        generation.listen(self.arrived)
 
     def __enter__(self) -> Self:
         self._generation.__enter__()
@@ -193,30 +197,27 @@ class TokenStream:
         return self._generation.open
 
     @property
-    def completion_tokens(self) -> int:
-        return sum([choice.tokens for choice in self._choices])
-
-    @property
     def cached_tokens(self) -> int:
         return max([choice.cached for choice in self._choices])
 
     def abort(self, error: ApiError) -> None:
         self._generation.abort(error)
 
-    async def read(self) -> list[ChatEvent]:
-        while deltas := await self._generation.read():
-            events: list[ChatEvent] = []
+    def take(self) -> list[ChatEvent]:
+        events: list[ChatEvent] = []
+        while not events and (deltas := self._generation.take()):
             for delta in deltas:
                 self._feed(delta, events)
-            if events:
-                return events
-        return []
+        self.over = self._generation.over
+        return events
 
     def _feed(self, delta: Delta, events: list[ChatEvent]) -> None:
         choice = self._choices[delta.choice]
         if choice.ended:
             return
+        before = choice.tokens
         reason: FinishReason | None = choice.feed(delta, events)
+        self.completion_tokens += choice.tokens - before
         if choice.ended:
             self._generation.stop(delta.choice)
         if reason == "stop" and choice.called:

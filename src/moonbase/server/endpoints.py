@@ -47,24 +47,35 @@ class ChatEndpoint:
         caller = await _enter(self._accounts, exchange, self._name)
         with self._accounts.admit(caller) as admission:
             request = await _decoded(exchange.dialect.decode, await exchange.body())
-            async with exchange.while_connected(), self._chat.open(admission, request, exchange.arrival) as answer:
-                exchange.model = answer.model.id
-                exchange.on_leave = answer.abandon
-                events = await answer.read()  # nothing is sent before this, so that a failure is still a status
-                if request.stream:
-                    await self._stream(exchange, request, answer, events)
-                else:
-                    await self._whole(exchange, request, answer, events)
+            with exchange.while_connected():
+                async with self._chat.open(admission, request, exchange.arrival) as answer:
+                    exchange.model = answer.model.id
+                    exchange.on_leave = answer.abandon
+                    events = await answer.read()  # nothing is sent before this: a failure is still a status
+                    if request.stream:
+                        await self._stream(exchange, request, answer, events)
+                    else:
+                        await self._whole(exchange, request, answer, events)
 
     async def _stream(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
         encoder = exchange.dialect.stream(self._head(exchange, request, answer, exchange.arrival.at // 1000))
         await exchange.start([(b"cache-control", b"no-cache"), *_answer_headers(answer)])
+
+        http = exchange.http
+
+        def deliver(events: list[ChatEvent]) -> bool:
+            """A client that reads slowly makes the task wait, and with it whatever sends events."""
+            if http.paused:
+                return False
+            http.write(encoder.encode(events))
+            return True
+
         try:
             while events:
                 data = encoder.encode(events)
                 await answer.settle()
                 await exchange.send(data, more=True)
-                events = await answer.read()
+                events = await answer.read(deliver)
         except ApiError as error:
             await exchange.send(encoder.error(error), more=False)
             raise
@@ -76,9 +87,14 @@ class ChatEndpoint:
 
     async def _whole(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
         everything: list[ChatEvent] = []
+
+        def deliver(events: list[ChatEvent]) -> bool:
+            everything.extend(events)
+            return True
+
         while events:
             everything += events
-            events = await answer.read()
+            events = await answer.read(deliver)
         body = exchange.dialect.whole(self._head(exchange, request, answer, int(time.time())), everything)
         await answer.settle()
         await exchange.respond(body, headers=_answer_headers(answer))

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.types import Receive, Scope, Send
 
 from moonbase.config import Currency, ServerSettings
 from moonbase.dialects.base import Dialect
 from moonbase.errors import EngineOverloaded, RequestTimeout, RequestTooLarge
+from moonbase.server.http import HttpRequest
 from moonbase.service.chat import Arrival
 from moonbase.store.records import Caller
 
@@ -56,7 +57,7 @@ class Exchange:
     ) -> None:
         """`currency` is that of the region that was called."""
         self.scope = scope
-        self.receive = receive
+        self.http: HttpRequest = scope["moonbase.request"]
         self.dialect = dialect
         self.arrival = Arrival(request_id, time.time_ns() // 1_000_000, time.monotonic())
         self.trace_id = trace_id
@@ -68,6 +69,7 @@ class Exchange:
         self.status: int | None = None
         self.finished = False
         self.on_leave: Callable[[], None] | None = None
+        self._receive = receive
         self._send = send
         self._limits = limits
         self._bodies = bodies
@@ -98,25 +100,34 @@ class Exchange:
         announced = self.header(b"content-length")
         if announced is not None and announced.isdecimal() and int(announced) > limit:
             raise RequestTooLarge(limit)
+        body = self.http.whole_body()
+        if body is not None:
+            if len(body) > limit:
+                raise RequestTooLarge(limit)
+            self._hold(len(body))
+            return body
         chunks: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(self._limits.body_timeout):
                 while True:
-                    message = await self.receive()
+                    message = await self._receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     chunk = message.get("body", b"")
                     size += len(chunk)
                     if size > limit:
                         raise RequestTooLarge(limit)
-                    self._bodies.take(len(chunk))
-                    self._held += len(chunk)
+                    self._hold(len(chunk))
                     chunks.append(chunk)
                     if not message.get("more_body", False):
                         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError as error:
             raise RequestTimeout(self._limits.body_timeout) from error
+
+    def _hold(self, size: int) -> None:
+        self._bodies.take(size)
+        self._held += size
 
     def release(self) -> None:
         """Give back what the body took of the server's budget."""
@@ -145,34 +156,33 @@ class Exchange:
         self.finished = not more
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
-    @asynccontextmanager
-    async def while_connected(self) -> AsyncIterator[None]:
-        """Run the body of the `async with` until it ends or the client leaves, which cancels it after `on_leave`.
+    @contextmanager
+    def while_connected(self) -> Iterator[None]:
+        """Run the body of the `with` until it ends or the client leaves, which cancels it after `on_leave`.
 
-        The body has been read, so the only thing left to receive is the disconnect.
+        Raises `ClientGone` when the client has left already.
         """
+        if self.http.disconnected:
+            raise ClientGone
         left = False
         task = asyncio.current_task()
         assert task is not None
 
-        async def watch() -> None:
+        def leave() -> None:
             nonlocal left
-            while (await self.receive())["type"] != "http.disconnect":
-                pass
-            if not self.finished:  # a complete response ends with the same message
-                left = True
-                if self.on_leave is not None:
-                    self.on_leave()
-                task.cancel()
+            left = True
+            if self.on_leave is not None:
+                self.on_leave()
+            task.cancel()
 
-        watcher = asyncio.create_task(watch())  # held here and cancelled below
+        self.http.on_disconnect = leave
         try:
             yield
         except asyncio.CancelledError:
             if not left or task.uncancel() > 0:
                 raise
         finally:
-            watcher.cancel()
+            self.http.on_disconnect = None
 
     def _own_headers(self) -> list[Header]:
         headers = [

@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from moonbase.config import ServerSettings
-from moonbase.server.protocol import protocol_class
+from moonbase.server.http import protocol_factory
 from moonbase.server.world import Summary
 
 Listening = Callable[[], Awaitable[None]]
@@ -40,7 +40,7 @@ class HttpServer:
 def _uvicorn_config(settings: ServerSettings, app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=protocol_class(settings),
+        http=protocol_factory(settings),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,

@@ -19,6 +19,7 @@ from moonbase.catalog.model import Model
 from moonbase.chat.events import ChatEvent, Finished
 from moonbase.chat.request import ChatRequest, Conversation, ImagePart, Message
 from moonbase.config import EngineSettings, Mode, Settings
+from moonbase.engines.pipe import Deliver
 from moonbase.errors import GenerationTimeout, InvalidOutput, InvalidRequest, PromptTooLong
 from moonbase.formats.schemas.book import SchemaBook
 from moonbase.router.deployment import Deployment, EventStream, PreparedChat
@@ -68,6 +69,7 @@ class Answer:
         self._reservation = reservation
         self._last = arrival.monotonic
         self._tokens = 0
+        self._deliver: Deliver[ChatEvent] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -83,34 +85,57 @@ class Answer:
         """The client has left: what was generated until then is its to pay."""
         self.abandoned = True
 
-    async def read(self) -> list[ChatEvent]:
+    async def read(self, deliver: Deliver[ChatEvent] | None = None) -> list[ChatEvent]:
         """All events that have come, waiting for at least one; an empty list after the last.
 
-        Raises the `ApiError` that ended the answer early: the engine's, a time limit's, or
-        `InvalidOutput` when the output is not what the request demanded.
+        While it waits, events that end no choice are given to `deliver` as they come, and what it declines is returned
+        with the others. Raises the `ApiError` that ended the answer early: the engine's, a time limit's, or
+        `InvalidOutput` when the output is not what the request demanded; and what `deliver` raises.
         """
         if self._broken is not None:
             raise self._broken
-        events = await self._stream.read()
-        now = time.monotonic()
+        self._deliver = deliver
+        events = await self._stream.read(None if deliver is None else self._delivered)
         if not events:
             return events
         first = self.first_token_at is None
         if first:
             self.first_token_at = time.time_ns() // 1_000_000
+            now = time.monotonic()
             self._metrics.time_to_first_token.observe(now - self._last)
+            self._last = now
             self._tokens = self._stream.completion_tokens
-        elif new := (tokens := self._stream.completion_tokens) - self._tokens:
-            self._metrics.inter_token.observe((now - self._last) / new, new)
-            self._tokens = tokens
-            self._reservation.mark(tokens)
-        self._last = now
+        else:
+            self._count()
         if self._checks is not None:
             events = await self._checked(self._checks, events, first=first)
         if self._broken is None and isinstance(events[-1], Finished) and not self._stream.open:
             self.outcome = events[-1].reason
             self.complete = True
         return events
+
+    def _delivered(self, events: list[ChatEvent]) -> bool:
+        """Ends are declined: what comes with them is checked and settled before it is sent."""
+        for event in events:
+            if type(event) is Finished:
+                return False
+        assert self._deliver is not None
+        if not self._deliver(events):
+            return False
+        self._count()
+        if self._checks is not None:
+            self._checks.gather(events)
+        return True
+
+    def _count(self) -> None:
+        """Tell metrics and ledger of the tokens that came with the latest events."""
+        now = time.monotonic()
+        tokens = self._stream.completion_tokens
+        if new := tokens - self._tokens:
+            self._metrics.inter_token.observe((now - self._last) / new, new)
+            self._tokens = tokens
+            self._reservation.mark(tokens)
+        self._last = now
 
     async def settle(self) -> None:
         """Charge a complete answer. For when it is encoded and the client has not all of it yet.

@@ -102,6 +102,11 @@ class OutputChecks:
             return await asyncio.to_thread(self._follow, events)
         return self._follow(events)
 
+    def gather(self, events: list[ChatEvent]) -> None:
+        """Events of which none ends a choice."""
+        self._size += sum([len(event.text) for event in events if isinstance(event, TextDelta | ArgumentsDelta)])
+        self._follow(events)
+
     def _follow(self, events: list[ChatEvent]) -> dict[int, str]:
         violations: dict[int, str] = {}
         for event in events:

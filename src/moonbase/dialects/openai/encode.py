@@ -34,19 +34,21 @@ class ChunkEncoder:
         )
         self._tail = b'],"system_fingerprint":"%b"}\n\n' % fingerprint(head.served_by).encode()
         self._include_usage = head.include_usage
-        self._started: set[int] = set()
+        self._text_heads: dict[int, bytes] = {}  # of choices that have begun: a frame up to its text
+        self._text_tail = b'},"finish_reason":null}' + self._tail
         self._total = Usage(0, 0)
 
     def encode(self, events: list[ChatEvent]) -> bytes:
         """The frames for what one wake-up brought, the role frame of a new choice first."""
         frames: list[bytes] = []
         for event in events:
-            if event.choice not in self._started:
-                self._started.add(event.choice)
-                frames.append(self._frame(event.choice, b'{"role":"assistant","content":""}'))
+            head = self._text_heads.get(event.choice)
+            if head is None:
+                head = self._begin(event.choice, frames)
+            if type(event) is TextDelta:
+                frames.append(b"%b%b%b" % (head, _encode(event.text), self._text_tail))
+                continue
             match event:
-                case TextDelta(choice, text):
-                    frames.append(self._frame(choice, b'{"content":%b}' % _encode(text)))
                 case ArgumentsDelta(choice, index, text):
                     call = b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, _encode(text))
                     frames.append(self._frame(choice, call))
@@ -60,9 +62,11 @@ class ChunkEncoder:
                         b'%b{"index":%d,"delta":{},"finish_reason":"%b","usage":%b}%b'
                         % (self._head, choice, reason.encode(), _usage(usage), self._tail)
                     )
+                case TextDelta():
+                    raise AssertionError("is written above")
                 case _:
                     assert_never(event)
-        return b"".join(frames)
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def done(self) -> bytes:
         """The end of a complete stream: the usage-only chunk when asked for, and `[DONE]`."""
@@ -73,6 +77,12 @@ class ChunkEncoder:
     def error(self, error: ApiError) -> bytes:
         """The last frame of a stream that broke after it began. No `[DONE]`: the answer is not done."""
         return b"data: %b\n\n" % encode_error(error)
+
+    def _begin(self, choice: int, frames: list[bytes]) -> bytes:
+        """Add the frame that begins a choice; returns the head of its frames with text."""
+        frames.append(self._frame(choice, b'{"role":"assistant","content":""}'))
+        head = self._text_heads[choice] = b'%b{"index":%d,"delta":{"content":' % (self._head, choice)
+        return head
 
     def _frame(self, choice: int, delta: bytes) -> bytes:
         return b'%b{"index":%d,"delta":%b,"finish_reason":null}%b' % (self._head, choice, delta, self._tail)

@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
         if self._phase == "receive" and parser.chunks and not parser.complete:
             self._since = monotonic()
             self._besides_body = 0
-            exchange.sink.data(parser.take())
+            exchange.sink.data(parser.chunks.pop() if len(parser.chunks) == 1 else parser.take())
         else:
             self._take_in(exchange, len(data), None)
 

@@ -3,6 +3,7 @@
 from moonbase.errors import UpstreamFailed
 
 _BOM = b"\xef\xbb\xbf"
+_CR, _LF = b"\r\n"
 
 
 class EventReader:
@@ -29,9 +30,14 @@ class EventReader:
 
         Raises `UpstreamFailed` for a line or an event over the limit; the reader is of no use afterwards.
         """
-        if not self._held and data.startswith(b"data: ") and data.endswith(b"\n\n") and len(data) <= self._limit:
+        if self._held or not data.startswith(b"data: ") or _CR in data or len(data) > self._limit:
+            return self._feed_lines(data)
+        if data.find(b"\n") == len(data) - 2 and data[-1] == _LF:  # one whole event of one line
+            self._first = False
+            return [data[6:-2]]
+        if data.endswith(b"\n\n"):
             events = data[6:-2].split(b"\n\ndata: ")
-            if data.count(b"\n") == 2 * len(events) and b"\r" not in data:  # whole events of one line each
+            if data.count(b"\n") == 2 * len(events):  # several such
                 self._first = False
                 return events
         return self._feed_lines(data)

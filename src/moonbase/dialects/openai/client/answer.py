@@ -73,8 +73,15 @@ class AnswerReader:
         `tools` are the names that were declared.
         """
         self.unbelieved: list[str] = []
+        self.complete = False
+        """Whether every choice's last event has been given."""
+        self.stopped = False
+        """Whether every choice has its finish_reason; only usage may be missing."""
         self._choices = [_Choice(number) for number in range(choices)]
         self._open = choices
+        self._going_on = choices  # choices without a finish_reason
+        self._estimate = 0  # of all choices
+        self._told = False  # whether any usage has come
         self._prompt_tokens = prompt_tokens
         self._call_ids = call_ids
         self._most = most
@@ -82,11 +89,6 @@ class AnswerReader:
         self._passed_on = passed_on
         self._total: Usage | None = None  # the latest of the whole answer
         self._total_is_last = False  # whether it came when all choices had stopped
-
-    @property
-    def complete(self) -> bool:
-        """Whether every choice's last event has been given."""
-        return not self._open
 
     @property
     def prompt_tokens(self) -> int:
@@ -100,6 +102,8 @@ class AnswerReader:
     @property
     def completion_tokens(self) -> int:
         """Of all choices: as the server counts them once it has told, an estimate before."""
+        if not self._told:
+            return self._estimate
         counted = sum([choice.tokens for choice in self._choices])
         if self._total is None or all(choice.usage is not None for choice in self._choices):
             return counted
@@ -123,11 +127,6 @@ class AnswerReader:
             raise broken("ended the answer before every choice had a finish_reason")
         self._close(events)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether every choice has its finish_reason; only usage may be missing."""
-        return all(choice.finish is not None for choice in self._choices)
-
     def _usages(self) -> list[Usage]:
         own = [choice.usage for choice in self._choices if choice.usage is not None]
         return own if self._total is None else [self._total, *own]
@@ -136,10 +135,12 @@ class AnswerReader:
         chunk = read_chunk(data)
         if chunk.error is not None or chunk.object == "error":
             raise reported(chunk, passed_on=self._passed_on)
-        if len(chunk.choices or ()) > _MAX_CHOICES:
-            raise broken(f"sent more than {_MAX_CHOICES} choices at once")
-        for choice in chunk.choices or ():
-            self._take(choice, events)
+        choices = chunk.choices
+        if choices:
+            if len(choices) > _MAX_CHOICES:
+                raise broken(f"sent more than {_MAX_CHOICES} choices at once")
+            for choice in choices:
+                self._take(choice, events)
         if chunk.usage is not None:
             self._total = self._usage(chunk.usage, self._choices)
             if self.stopped:
@@ -154,10 +155,16 @@ class AnswerReader:
         delta = wire.delta or wire.message
         if delta is not None:
             self._take_delta(choice, delta, events)
+        if wire.finish_reason or wire.usage is not None:
+            self._take_end(choice, wire, events)
+
+    def _take_end(self, choice: "_Choice", wire: WireChoice, events: list[ChatEvent]) -> None:
         if choice.finish is None and (reason := wire.finish) is not None:
             self._end_calls(choice, events, cut=reason == "length")
             choice.lost_calls = wire.called and not choice.started
             choice.finish = "tool_calls" if choice.started and reason == "stop" else reason
+            self._going_on -= 1
+            self.stopped = not self._going_on
         told = wire.usage.completion_tokens if wire.usage is not None else None
         if wire.usage is not None and (told or (told == 0 and wire.finish_reason)):  # else it may come yet
             choice.usage = self._usage(wire.usage, [choice])
@@ -166,6 +173,7 @@ class AnswerReader:
 
     def _usage(self, wire: WireUsage, choices: "list[_Choice]") -> Usage:
         """In our terms, for these choices. Our own counts serve where there are none; no part exceeds its whole."""
+        self._told = True
         prompt, cached = count(wire.prompt_tokens), wire.cached
         if prompt > self._most.prompt:
             self._doubt("prompt_tokens")
@@ -189,18 +197,29 @@ class AnswerReader:
             if choice.goes_on(delta):
                 raise broken("went on after the finish_reason of a choice")
             return
-        if thought := delta.thought:
+        if thought := delta.reasoning_content or delta.reasoning:
             events.append(ReasoningDelta(choice.number, thought))
-            tokens = _least_tokens(thought)
-            choice.estimate += tokens
-            choice.reasoning_estimate += tokens
-        if text := delta.text:
+            choice.reasoning_estimate += self._estimated(choice, thought)
+        content = delta.content
+        if text := content if content and isinstance(content, str) else delta.text:
             events.append(TextDelta(choice.number, text))
-            choice.estimate += _least_tokens(text)
-        if len(delta.tool_calls or ()) > _MAX_CALLS:
-            raise broken(f"sent more than {_MAX_CALLS} pieces of tool calls at once")
-        for call in delta.tool_calls or ():
-            self._take_call(choice, call, events)
+            if len(text) <= _LONG:  # as `_estimated` does, without the call
+                choice.estimate += 1
+                self._estimate += 1
+            else:
+                self._estimated(choice, text)
+        if calls := delta.tool_calls:
+            if len(calls) > _MAX_CALLS:
+                raise broken(f"sent more than {_MAX_CALLS} pieces of tool calls at once")
+            for call in calls:
+                self._take_call(choice, call, events)
+
+    def _estimated(self, choice: "_Choice", text: str) -> int:
+        """Count the tokens that `text` has at least."""
+        tokens = 1 if len(text) <= _LONG else len(text) // 8
+        choice.estimate += tokens
+        self._estimate += tokens
+        return tokens
 
     def _take_call(self, choice: "_Choice", wire: WireCall, events: list[ChatEvent]) -> None:
         function = wire.function or WireFunction()
@@ -233,6 +252,7 @@ class AnswerReader:
         call.index = choice.started
         choice.started += 1
         choice.estimate += 1
+        self._estimate += 1
         outward = self._call_ids(choice.number, call.id, call.name)
         events.append(ToolCallStarted(choice.number, call.index, outward, call.name))
 
@@ -243,7 +263,7 @@ class AnswerReader:
             call.held.clear()
         if arguments:
             events.append(ArgumentsDelta(choice.number, call.index, arguments))
-            choice.estimate += _least_tokens(arguments)
+            self._estimated(choice, arguments)
 
     def _end_calls(self, choice: "_Choice", events: list[ChatEvent], *, cut: bool) -> None:
         """Start what has not started, and complete what has no arguments, unless the limit `cut` the last call."""
@@ -271,6 +291,7 @@ class AnswerReader:
         choice.usage = usage
         choice.ended = True
         self._open -= 1
+        self.complete = not self._open
         events.append(Finished(choice.number, choice.finish, usage, broken_calls=int(choice.lost_calls)))
 
 
@@ -348,7 +369,3 @@ def _share_out(total: Usage, choices: list[_Choice]) -> None:
         left -= tokens
         thought_left -= thought
         weight -= choice.estimate
-
-
-def _least_tokens(text: str) -> int:
-    return 1 if len(text) <= _LONG else len(text) // 8

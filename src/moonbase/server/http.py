@@ -1,0 +1,595 @@
+"""HTTP/1.1 connections of clients: one request after the other goes to an ASGI application, within limits.
+
+It stands in for uvicorn's own protocol, whose server runs it: httptools caps nothing, and uvicorn times only idle
+connections, forgets a request whose client leaves when another is pipelined behind it, and takes no piece of a response
+but from a task's turn (decision 0015).
+"""
+
+import asyncio
+import logging
+import re
+import urllib.parse
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from time import monotonic
+from typing import Any, Literal, cast
+
+import httptools
+from starlette.types import ASGIApp, Message, Scope
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from moonbase.config import ServerSettings
+from moonbase.dialects.errors import encode_error
+from moonbase.errors import InvalidRequest
+
+log = logging.getLogger(__name__)
+
+_CHUNK_FRAMING = 32  # bytes a chunk may take besides its content; what is more counts as headers, as trailers do
+_HELD_BODY = 64 * 1024  # bytes of a body that wait for the application before the socket is left alone
+_MAX_PIPELINED = 16  # requests behind the one that is answered; a client that sends more is cut after their answers
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_BODILESS = (204, 304)
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+
+_Phase = Literal["head", "body", "answer", "idle"]
+ProtocolFactory = Callable[..., asyncio.Protocol]
+
+
+def protocol_factory(settings: ServerSettings) -> ProtocolFactory:
+    """For `uvicorn.Config`'s `http`: makes connections with the limits of `settings`."""
+    return partial(HttpConnection, settings, _Outbox())
+
+
+class _Outbox:
+    """Connections with something to send, which is sent at the end of the event loop's turn.
+
+    A client that is awake for one piece of an answer costs less than one that is woken for each, and so does a client
+    of many streams: what they got in one turn is written in one go.
+    """
+
+    def __init__(self) -> None:
+        self._full: list[HttpConnection] = []
+
+    def add(self, connection: "HttpConnection") -> None:
+        """It has something to send, and had nothing before."""
+        if not self._full:
+            connection.loop.call_soon(self._send)
+        self._full.append(connection)
+
+    def _send(self) -> None:
+        full, self._full = self._full, []
+        for connection in full:
+            connection.flush()
+
+
+class HttpRequest:
+    """A request and the response to it: `receive` and `send` of ASGI, and `write` for what need not wait its turn.
+
+    An application finds it in its scope as `moonbase.request`. `on_disconnect` is called when the client leaves before
+    the response is complete.
+    """
+
+    __slots__ = (
+        *("_arrival", "_bodiless", "_body", "_connection", "_expects_continue", "_framed", "_head", "_started"),
+        *("_told", "_whole"),
+        *("complete", "disconnected", "held", "keep_alive", "on_disconnect", "scope"),
+    )
+
+    def __init__(self, connection: "HttpConnection", scope: Scope, *, keep_alive: bool, expects_continue: bool) -> None:
+        self.scope = scope
+        self.keep_alive = keep_alive
+        """Whether the connection may serve another request afterwards."""
+        self.complete = False
+        """Whether all of the response was written."""
+        self.disconnected = False
+        self.held = 0
+        """Bytes of the body that wait for the application."""
+        self.on_disconnect: Callable[[], None] | None = None
+        self._connection = connection
+        self._expects_continue = expects_continue
+        self._body: list[bytes] = []
+        self._whole = False  # all of the body came
+        self._told = False  # and the application has it
+        self._arrival: asyncio.Future[None] | None = None
+        self._started = False
+        self._bodiless = False  # whether the response has none, whatever is written
+        self._framed = False  # whether it goes in chunks
+        self._head = b""  # of the response, which goes out with the first of its body
+
+    # For the application
+
+    async def receive(self) -> Message:
+        """As ASGI has it."""
+        if self._expects_continue and not self.disconnected:
+            self._expects_continue = False
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.disconnected or self.complete):
+            if not self._told and (self._body or self._whole):
+                body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+                self._body.clear()
+                self.held = 0
+                self._told = self._whole
+                return {"type": "http.request", "body": body, "more_body": not self._whole}
+            self._connection.resume_reading()
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+            self._arrival = None
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """As ASGI has it; waits while the client reads too slowly. What goes to a client that has left is dropped."""
+        if self._connection.paused:
+            await self._connection.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start":
+            self._start(message["status"], message["headers"])
+            return
+        if body := message.get("body"):
+            self.write(body)
+        if not message.get("more_body"):
+            self._end()
+
+    def whole_body(self) -> bytes | None:
+        """The body, to be taken once, if all of it has come, unasked for, and none was received yet."""
+        if self._told or not self._whole or self._expects_continue:
+            return None
+        self._told = True
+        self._connection.resume_reading()  # else nobody would notice that the client leaves
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self.held = 0
+        return body
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client reads too slowly: what is written now is held in memory."""
+        return self._connection.paused
+
+    def write(self, body: bytes) -> None:
+        """Send a piece of the response's body, never empty, now; the response has been started."""
+        if self.disconnected or self._bodiless:
+            return
+        if self._framed:
+            body = b"%b%x\r\n%b\r\n" % (self._head, len(body), body)
+        elif self._head:
+            body = self._head + body
+        self._head = b""
+        self._connection.write(body)
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        assert not self._started, "a response is started once"
+        self._started = True
+        lines = [_STATUS_LINES[status], *self._connection.date_lines()]
+        sized = closes = False
+        for name, value in headers:
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"content-length":
+                sized = True
+            elif name == b"connection":
+                closes = b"close" in value.lower()
+        self.keep_alive = self.keep_alive and not closes
+        self._bodiless = status in _BODILESS or self.scope["method"] == "HEAD"
+        if not (sized or self._bodiless):
+            self._framed = self.scope["http_version"] == "1.1"
+            self.keep_alive = self.keep_alive and self._framed  # else the end of the connection ends the body
+            if self._framed:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        if not (self.keep_alive or closes):
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        assert head.count(b"\r") == head.count(b"\n") == len(lines), "a header holds a line break"
+        self._head = head + b"\r\n"
+
+    def _end(self) -> None:
+        last = self._head + b"0\r\n\r\n" if self._framed else self._head
+        if last:
+            self._connection.write(last)
+        self._head = b""
+        self.complete = True
+        self._wake()
+        self._connection.answered(self)
+
+    # For the connection
+
+    def feed(self, body: bytes) -> None:
+        """More of the request's body."""
+        self._body.append(body)
+        self.held += len(body)
+        self._wake()
+
+    def feed_end(self) -> None:
+        self._whole = True
+        self._wake()
+
+    def disconnect(self) -> None:
+        """The client has left."""
+        self.disconnected = True
+        self._body.clear()
+        self._wake()
+        if self.on_disconnect is not None and not self.complete:
+            self.on_disconnect()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection of a client. Requests are answered in the order in which they came."""
+
+    def __init__(
+        self,
+        limits: ServerSettings,
+        outbox: _Outbox,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """`limits` and `outbox` are ours, the others what uvicorn gives a protocol."""
+        self.transport: asyncio.Transport
+        self.loop = _loop or asyncio.get_running_loop()
+        self.paused = False
+        """Whether the client reads too slowly."""
+        self._limits = limits
+        self._state = server_state
+        self._app = cast("ASGIApp", config.loaded_app)
+        self._keepalive = config.timeout_keep_alive
+        self._outbox = outbox
+        self._unsent: list[bytes] = []
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._drained: asyncio.Future[None] | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._reading_paused = False
+        self._local: tuple[str, int] | None = None
+        self._peer: tuple[str, int] | None = None
+        self._scheme = "http"
+        # One timer for all limits. None is shorter than a tick, so none that begins after it was set ends before.
+        self._tick = min(limits.header_timeout, limits.body_timeout, self._keepalive)
+        self._timer: asyncio.TimerHandle | None = None
+        self._phase: _Phase = "head"
+        self._deadline = 0.0
+        # What is read
+        self._asked = False  # a request has begun and is not all there
+        self._in_head = True
+        self._began = False  # in the bytes that came last
+        self._head_bytes = 0
+        self._framing = 0
+        self._body_bytes = 0
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._expects_continue = False
+        self._refusal = (400, "the HTTP request is malformed")
+        self._receiving: HttpRequest | None = None
+        # What is answered
+        self._answering: HttpRequest | None = None
+        self._waiting: deque[HttpRequest] = deque()
+        self._last = False  # whether no request is taken any more
+        self._refused = False  # nor is what came after the ones that are answered
+
+    # Called by the server
+
+    def shutdown(self) -> None:
+        """Close the connection once what is under way is answered."""
+        self._last = True
+        if self._answering is None:
+            self.close()
+        else:
+            self._answering.keep_alive = False
+
+    # Called by requests
+
+    def date_lines(self) -> list[bytes]:
+        """The headers that uvicorn adds to every response."""
+        return [b"%b: %b\r\n" % header for header in self._state.default_headers]
+
+    def write(self, data: bytes) -> None:
+        """Send it at the end of the event loop's turn; the connection has not been lost."""
+        if not self._unsent:
+            self._outbox.add(self)
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        """Send what was written."""
+        unsent = self._unsent
+        if unsent and not self.transport.is_closing():
+            self.transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+        unsent.clear()
+
+    def close(self) -> None:
+        """Close the connection when all that was written is sent."""
+        self.flush()
+        self.transport.close()
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough, or has left."""
+        if self.paused:
+            if self._drained is None:
+                self._drained = self.loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def resume_reading(self) -> None:
+        if self._reading_paused and not self._waiting:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def answered(self, request: HttpRequest) -> None:
+        """The response is complete."""
+        self._state.total_requests += 1
+        self._answering = None
+        if self.transport.is_closing():
+            return
+        if not request.keep_alive:
+            self.close()
+        elif self._waiting:
+            self._answer(self._waiting.popleft())
+        elif self._refused:
+            self._send_refusal()
+        elif self._last:
+            self.close()
+        elif not self._asked:
+            self._enter("idle", self._keepalive)
+        self.resume_reading()
+
+    # Called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._state.connections.add(cast("Any", self))
+        self._local = transport.get_extra_info("sockname")
+        self._peer = transport.get_extra_info("peername")
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._enter("head", self._limits.header_timeout)
+        self._timer = self.loop.call_later(self._tick, self._check_time)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.connections.discard(cast("Any", self))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._parser = None
+        self.resume_writing()
+        self._waiting.clear()
+        if self._answering is not None:
+            self._answering.disconnect()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self._stuck = self.loop.call_later(self._limits.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:
+            return
+        if (self._in_head or not self._asked) and (b"pgrade:" in data or b"PGRADE:" in data):
+            data = _without_upgrade(data)
+        self._began = False
+        if not self._in_head:
+            self._framing += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._refuse(*self._refusal)
+            return
+        # A head that began inside this chunk is counted from the next one on: complete heads are measured exactly.
+        if self._in_head and not self._began:
+            self._head_bytes += len(data)
+            self._check_size(self._head_bytes)
+        elif not self._in_head:
+            self._check_size(self._framing)
+        if self._phase == "idle":
+            self._enter("head", self._limits.header_timeout)  # stray bytes may not come for ever
+
+    # Called by the parser
+
+    def on_message_begin(self) -> None:
+        self._asked = self._in_head = self._began = True
+        self._head_bytes = 0
+        self._url = b""
+        self._headers = []
+        self._expects_continue = False
+        if self._phase != "head":
+            self._enter("head", self._limits.header_timeout)
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_continue = True
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self._in_head = False
+        size = len(self._url)
+        for name, value in self._headers:
+            size += len(name) + len(value) + 4
+        if size > self._limits.max_header_bytes:
+            self._too_large()
+            raise ValueError("request head too large")
+        self._framing = self._body_bytes = 0
+        self._enter("body", self._limits.body_timeout)
+        if self._last or len(self._waiting) >= _MAX_PIPELINED:
+            self._last = True
+            self._receiving = None
+            return
+        version = self._parser.get_http_version()
+        self._receiving = request = HttpRequest(
+            self,
+            self._scope(version),
+            keep_alive=version == "1.1" and self._parser.should_keep_alive(),
+            expects_continue=self._expects_continue,
+        )
+        if self._answering is None:
+            self._answer(request)
+        else:
+            self._waiting.append(request)
+            self._pause_reading()
+
+    def on_chunk_header(self) -> None:
+        self._framing = max(0, self._framing - _CHUNK_FRAMING)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = max(0, self._framing - len(body))
+        self._body_bytes += len(body)
+        request = self._receiving
+        if request is None or request.complete:
+            if self._body_bytes > self._limits.max_body_bytes:
+                self.transport.abort()  # refused, and still sending
+            return
+        request.feed(body)
+        if request.held > _HELD_BODY:
+            self._pause_reading()
+
+    def on_message_complete(self) -> None:
+        self._asked = False
+        self._framing = 0
+        request, self._receiving = self._receiving, None
+        if request is not None:
+            request.feed_end()
+        if self._answering is None:
+            self._enter("idle", self._keepalive)
+        else:
+            self._phase = "answer"
+
+    def _scope(self, version: str) -> Scope:
+        """Raises for a target that is neither a path nor a URL."""
+        assert self._parser is not None
+        url = self._url
+        if not url.startswith(b"/"):
+            url = self._path_of(url)
+        raw_path, _, query = url.partition(b"#")[0].partition(b"?")
+        path = raw_path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self._local,
+            "client": self._peer,
+            "scheme": self._scheme,
+            "method": self._parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": urllib.parse.unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._headers,
+        }
+
+    def _path_of(self, url: bytes) -> bytes:
+        """Path and query of a whole URL, whose host is the one that counts then (RFC 9112 3.2.2)."""
+        if not url.startswith((b"http://", b"https://")):
+            raise ValueError("neither a path nor a URL")
+        _, _, rest = url.partition(b"://")
+        end = min([at for at in (rest.find(b"/"), rest.find(b"?"), len(rest)) if at >= 0])
+        others = [header for header in self._headers if header[0] != b"host"]
+        self._headers = [*others, (b"host", rest[:end])]
+        return rest[end:] if rest[end : end + 1] == b"/" else b"/" + rest[end:]
+
+    # The answers
+
+    def _answer(self, request: HttpRequest) -> None:
+        self._answering = request
+        request.scope["moonbase.request"] = request
+        if self._last and not self._waiting:
+            request.keep_alive = False
+        task = self.loop.create_task(self._run(request))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    async def _run(self, request: HttpRequest) -> None:
+        try:
+            await self._app(request.scope, request.receive, request.send)
+        except Exception:
+            log.exception("the connection is cut")
+        finally:
+            if not (request.complete or request.disconnected):
+                self.close()
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """What came is no request that could be answered: say so after what is under way, and close."""
+        self._parser = None
+        self._refused = True
+        self._refusal = (status, detail)
+        if self._receiving is not None:
+            self._cut_receiving(self._receiving)
+        if self._answering is None:
+            self._send_refusal()
+        else:
+            self._phase = "answer"
+
+    def _cut_receiving(self, request: HttpRequest) -> None:
+        """The rest of its body cannot be read: it is dropped, or answered no more."""
+        self._receiving = None
+        if request is self._answering:
+            self._answering = None
+            request.disconnect()
+        elif request in self._waiting:
+            self._waiting.remove(request)
+
+    def _send_refusal(self) -> None:
+        """In the shape of every other error."""
+        status, detail = self._refusal
+        body = encode_error(InvalidRequest(detail))
+        headers = b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n"
+        self.write(_STATUS_LINES[status] + headers % len(body) + b"\r\n" + body)
+        self.close()
+
+    # The limits
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.max_header_bytes and not self.transport.is_closing():
+            self._too_large()
+            self._refuse(*self._refusal)
+
+    def _too_large(self) -> None:
+        self._refusal = (431, f"the request head is larger than {self._limits.max_header_bytes} bytes")
+
+    def _enter(self, phase: _Phase, seconds: float) -> None:
+        self._phase = phase
+        self._deadline = monotonic() + seconds
+
+    def _check_time(self) -> None:
+        """Look whether something is late, and come again when something may be."""
+        left = self._tick if self._phase == "answer" else self._deadline - monotonic()
+        if left <= 0:
+            left = self._tick
+            self._late()
+        if not self.transport.is_closing():
+            self._timer = self.loop.call_later(min(left, self._tick), self._check_time)
+
+    def _late(self) -> None:
+        if self._phase == "body":
+            # While the application still reads, it answers 408 itself; here is the body nobody waits for.
+            if self._answering is None:
+                self.close()
+            else:
+                self._enter("body", self._limits.body_timeout)
+        elif self._phase == "head" and self._asked:
+            detail = f"the request head did not arrive within {self._limits.header_timeout:g} seconds"
+            self._refuse(408, detail)
+        else:
+            self.close()  # nothing was asked, so nothing is answered
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The offer of another protocol is ignored, as it may be (RFC 9110 7.8): the parser would drop the body."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(rb"\r\nx-upgrade:", head) + end + rest
