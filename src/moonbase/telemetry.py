@@ -210,6 +210,9 @@ def _families(counts: Counts) -> Iterable[Metric]:
 def configure_logging(level: str, line_format: Literal["auto", "text", "json"]) -> None:
     """Write records of `level` and above to standard error; `auto` is text on a terminal, else JSON lines."""
     as_text = line_format == "text" or (line_format == "auto" and sys.stderr.isatty())
+    # What lines do not show is not looked up for each (https://docs.python.org/3/howto/logging.html#optimization).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_TextFormatter() if as_text else _JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -107,6 +107,8 @@ class Generation(Pipe[Delta]):
         if not self.over:
             self._end()
             self._cancel(None)
+        self._listener = None  # both lead back to here: without them nothing is left to the collector
+        self._cancel = _nothing
 
     @property
     def open(self) -> bool:
@@ -165,6 +167,9 @@ class Generation(Pipe[Delta]):
     def _end(self) -> None:
         self._open_choices.clear()
         self.over = True
+
+
+def _nothing(choice: int | None) -> None: ...
 
 
 class Engine(Protocol):

@@ -63,6 +63,11 @@ class Target(Struct, frozen=True, kw_only=True):
         """Every server knows the older name, but for OpenAI's own: its newer models refuse it."""
         return "max_completion_tokens" if urlsplit(self.url).hostname == "api.openai.com" else "max_tokens"
 
+    @property
+    def streams_always(self) -> bool:
+        """Whether answers are asked for as streams whatever the client asked for (decision 0016)."""
+        return self.upstream == "moonshot"
+
     def hide(self, text: str) -> str:
         """`text` without the key and the address, which no client may see."""
         address = urlsplit(self.url)
@@ -118,11 +123,11 @@ class ChatDeployment:
 
     @property
     def running(self) -> int:
-        return sum([stream.choices for stream in self._streams if stream.last_put is not None])
+        return sum([stream.choices for stream in self._streams if stream.silent or stream.last_put is not None])
 
     @property
     def waiting(self) -> int:
-        return sum([stream.choices for stream in self._streams if stream.last_put is None])
+        return sum([stream.choices for stream in self._streams if not stream.silent and stream.last_put is None])
 
     async def start(self) -> None:
         """Look for the upstream, and go on when it is not there."""
@@ -160,6 +165,7 @@ class ChatDeployment:
         """Send the request."""
         request, target = prepared.request, self._target
         limit = self._limit(prepared, max_tokens)
+        streams = request.stream or target.streams_always
         body = encode_chat(
             request,
             prepared.wording,
@@ -168,6 +174,7 @@ class ChatDeployment:
             sampling=self._sampling(request, sampling),
             max_tokens=limit,
             thinking=self._thinking(request, prepared.conversation),
+            stream=streams,
             limit_name=target.limit_name,
         )
         passed_on = None if target.model else request.model
@@ -180,7 +187,9 @@ class ChatDeployment:
             tools=tuple([tool.name for tool in request.tools]),
             passed_on=passed_on,
         )
-        stream = ChatStream(reader, sampling.n, most.output * sampling.n, passed_on, self._told, self._left)
+        stream = ChatStream(
+            *(reader, sampling.n, most.output * sampling.n, passed_on, self._told, self._left), silent=not streams
+        )
         stream.exchange = self._client.stream("POST", "/chat/completions", _HEADERS, body, stream)
         self._streams.add(stream)
         return stream

@@ -42,14 +42,19 @@ class ChatStream(Pipe[ChatEvent]):
         passed_on: str | None,
         told: Callable[[ApiError], ApiError],
         left: Callable[["ChatStream"], None],
+        *,
+        silent: bool = False,
     ) -> None:
-        """`most` is the tokens that the output of all choices can have: the answer fails where it is plainly longer.
+        """`silent` says that no stream was asked for; some servers send one all the same.
+
+        `most` is the tokens that the output of all choices can have: the answer fails where it is plainly longer.
 
         `told` maps a failure to the error that the client is shown; `left` is called when the stream is left.
         `passed_on` as for `refused`.
         """
         super().__init__()
         self.choices = choices
+        self.silent = silent
         self._most = most
         self._room = max(most * _MAX_PER_TOKEN, choices * _ALWAYS)  # characters that may still come
         self._last_put: float | None = None
@@ -142,7 +147,9 @@ class ChatStream(Pipe[ChatEvent]):
             self._retry_after = headers.get("retry-after")
         elif content_type == "application/json":
             self._kind = "whole"
-        elif content_type != "text/event-stream":
+        elif content_type == "text/event-stream":
+            self.silent = False
+        else:
             self._fail(broken(f"answered with {content_type[:40]!r} in the place of events"))
             self.arrived()
 

@@ -21,6 +21,11 @@ class EventStream(Protocol):
     ) -> None: ...
 
     @property
+    def silent(self) -> bool:
+        """Whether nothing can be heard of it before its end."""
+        ...
+
+    @property
     def last_put(self) -> float | None:
         """`time.monotonic()` of the latest output, None before the first."""
         ...

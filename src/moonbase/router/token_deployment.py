@@ -171,6 +171,8 @@ class PreparedPrompt:
 class TokenStream(Pipe[ChatEvent]):
     """An `EventStream` over an engine's generation."""
 
+    silent = False
+
     def __init__(self, generation: Generation, choices: "list[_Choice]", prompt_tokens: int) -> None:
         super().__init__()
         self._generation = generation

@@ -56,7 +56,8 @@ def build_app(settings: Settings, routes: list[Served], default: Dialect, metric
         redirect_slashes=False,
     )
     dialects = {each.path: each.dialect for each in routes}
-    app: ASGIApp = Gateway(settings, router, dialects, default, metrics, ids)
+    fixed = {(each.method, each.path): each.endpoint for each in routes if "{" not in each.path}
+    app: ASGIApp = Gateway(settings, fixed, router, dialects, default, metrics, ids)
     if settings.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -90,13 +91,16 @@ class Gateway:
     def __init__(
         self,
         settings: Settings,
+        fixed: Mapping[tuple[str, str], Endpoint],
         router: Router,
         dialects: Mapping[str, Dialect],
         default: Dialect,
         metrics: Metrics,
         ids: Ids,
     ) -> None:
+        """`fixed` are the endpoints by method and path; whatever has a path of another kind is found by `router`."""
         self._limits = settings.server
+        self._fixed = fixed
         self._router = router
         self._dialects = dialects
         self._default = default
@@ -117,7 +121,11 @@ class Gateway:
         scope["app"] = self  # makes Starlette raise for a wrong method instead of answering itself
         try:
             self._check_host(exchange)
-            await self._router(scope, receive, send)
+            endpoint = self._fixed.get((scope["method"], scope["path"]))
+            if endpoint is not None:
+                await endpoint(exchange)
+            else:
+                await self._router(scope, receive, send)
         except HTTPException:
             await self._unknown_path(exchange)
         except ApiError as error:

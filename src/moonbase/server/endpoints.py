@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ from moonbase.service.views import RequestUsageView, UsageView
 from moonbase.store.records import Caller, Endpoint
 
 T = TypeVar("T")
+Events: TypeAlias = list[ChatEvent]
 
 _LARGE_BODY = 256 * 1024
 _LARGEST_HEADER = 2048
@@ -63,7 +64,7 @@ class ChatEndpoint:
 
         http = exchange.http
 
-        def deliver(events: list[ChatEvent]) -> bool:
+        def deliver(events: Events) -> bool:
             """A client that reads slowly makes the task wait, and with it whatever sends events."""
             if http.paused:
                 return False
@@ -88,7 +89,7 @@ class ChatEndpoint:
     async def _whole(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
         everything: list[ChatEvent] = []
 
-        def deliver(events: list[ChatEvent]) -> bool:
+        def deliver(events: Events) -> bool:
             everything.extend(events)
             return True
 

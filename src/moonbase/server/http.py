@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from moonbase.config import ServerSettings
 from moonbase.dialects.errors import encode_error
+from moonbase.engines.upstream.outbox import Outbox
 from moonbase.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -40,29 +41,7 @@ ProtocolFactory = Callable[..., asyncio.Protocol]
 
 def protocol_factory(settings: ServerSettings) -> ProtocolFactory:
     """For `uvicorn.Config`'s `http`: makes connections with the limits of `settings`."""
-    return partial(HttpConnection, settings, _Outbox())
-
-
-class _Outbox:
-    """Connections with something to send, which is sent at the end of the event loop's turn.
-
-    A client that is awake for one piece of an answer costs less than one that is woken for each, and so does a client
-    of many streams: what they got in one turn is written in one go.
-    """
-
-    def __init__(self) -> None:
-        self._full: list[HttpConnection] = []
-
-    def add(self, connection: "HttpConnection") -> None:
-        """It has something to send, and had nothing before."""
-        if not self._full:
-            connection.loop.call_soon(self._send)
-        self._full.append(connection)
-
-    def _send(self) -> None:
-        full, self._full = self._full, []
-        for connection in full:
-            connection.flush()
+    return partial(HttpConnection, settings, Outbox())
 
 
 class HttpRequest:
@@ -224,7 +203,7 @@ class HttpConnection(asyncio.Protocol):
     def __init__(
         self,
         limits: ServerSettings,
-        outbox: _Outbox,
+        outbox: Outbox,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -232,7 +211,7 @@ class HttpConnection(asyncio.Protocol):
     ) -> None:
         """`limits` and `outbox` are ours, the others what uvicorn gives a protocol."""
         self.transport: asyncio.Transport
-        self.loop = _loop or asyncio.get_running_loop()
+        self._loop = _loop or asyncio.get_running_loop()
         self.paused = False
         """Whether the client reads too slowly."""
         self._limits = limits
@@ -309,7 +288,7 @@ class HttpConnection(asyncio.Protocol):
         """Wait until the client has read enough, or has left."""
         if self.paused:
             if self._drained is None:
-                self._drained = self.loop.create_future()
+                self._drained = self._loop.create_future()
             await asyncio.shield(self._drained)
 
     def resume_reading(self) -> None:
@@ -344,7 +323,7 @@ class HttpConnection(asyncio.Protocol):
         self._peer = transport.get_extra_info("peername")
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._enter("head", self._limits.header_timeout)
-        self._timer = self.loop.call_later(self._tick, self._check_time)
+        self._timer = self._loop.call_later(self._tick, self._check_time)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(cast("Any", self))
@@ -358,7 +337,7 @@ class HttpConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
-        self._stuck = self.loop.call_later(self._limits.write_timeout, self.transport.abort)
+        self._stuck = self._loop.call_later(self._limits.write_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         self.paused = False
@@ -505,7 +484,7 @@ class HttpConnection(asyncio.Protocol):
         request.scope["moonbase.request"] = request
         if self._last and not self._waiting:
             request.keep_alive = False
-        task = self.loop.create_task(self._run(request))
+        task = self._loop.create_task(self._run(request))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 
@@ -515,6 +494,7 @@ class HttpConnection(asyncio.Protocol):
         except Exception:
             log.exception("the connection is cut")
         finally:
+            request.scope.clear()  # it leads back to the request: without it nothing is left to the collector
             if not (request.complete or request.disconnected):
                 self.close()
 
@@ -573,7 +553,7 @@ class HttpConnection(asyncio.Protocol):
             left = self._tick
             self._late()
         if not self.transport.is_closing():
-            self._timer = self.loop.call_later(min(left, self._tick), self._check_time)
+            self._timer = self._loop.call_later(min(left, self._tick), self._check_time)
 
     def _late(self) -> None:
         if self._phase == "body":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -65,6 +66,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        _spare_collections()
         await self._listening()
 
     async def cut_open_answers(self) -> None:
@@ -78,6 +80,15 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         with stopping_signals(lambda number: self.handle_exit(number, None)):
             yield
+
+
+def _spare_collections() -> None:
+    """What a server is made of stays, and requests leave few cycles: looking for garbage as often as Python does by
+    default took a sixth of the CPU of small requests.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @contextlib.contextmanager

@@ -339,6 +339,8 @@ class _Watchdog:
         now = time.monotonic()
         limits = self._limits
         total = (self._started + limits.total_timeout - now, "total", limits.total_timeout)
+        if self._stream.silent:
+            return total
         last = self._stream.last_put
         if last is None:
             return min(total, (self._started + limits.queue_timeout - now, "first token", limits.queue_timeout))

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, cast
 
 from moonbase.engines.upstream.exchange import Exchange
 from moonbase.engines.upstream.limits import UpstreamLimits
+from moonbase.engines.upstream.outbox import Outbox
 from moonbase.engines.upstream.parser import PARSE_ERRORS, ParseError, ResponseParser
 from moonbase.errors import UpstreamFailed
 
@@ -30,7 +31,7 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """Runs exchanges over a transport that somebody else opens. `peer` names the server in errors."""
 
-    def __init__(self, owner: Owner, peer: str, limits: UpstreamLimits) -> None:
+    def __init__(self, owner: Owner, peer: str, limits: UpstreamLimits, outbox: Outbox) -> None:
         self._owner = owner
         self._peer = peer
         self._limits = limits
@@ -45,7 +46,9 @@ class Connection(asyncio.Protocol):
         self._reused = False
         self._silent = True  # whether no byte has come in this exchange
         self._besides_body = 0  # bytes of the head that is being read, later of framing since the last piece of body
-        self._unsent: memoryview | None = None
+        self._outbox = outbox
+        self._small = b""  # a whole request, to be sent at the end of the event loop's turn
+        self._unsent: memoryview | None = None  # of the body of a large one
         self._cut_short = False  # whether a part of the request was never sent
         self._reading_paused = False
         self._writing_paused = False
@@ -71,12 +74,18 @@ class Connection(asyncio.Protocol):
         body = exchange.body
         if body is None or len(body) <= _SMALL:
             self._phase = "wait"
-            self._transport.write(exchange.head + body if body else exchange.head)
+            self._small = exchange.head + body if body else exchange.head
+            self._outbox.add(self)
         else:
             self._phase = "send"
             self._transport.write(exchange.head)
             self._unsent = memoryview(body)
             self._send_more()
+
+    def flush(self) -> None:
+        small, self._small = self._small, b""
+        if small and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(small)
 
     def abandon(self) -> None:
         """The exchange is not wanted any more."""
@@ -113,7 +122,7 @@ class Connection(asyncio.Protocol):
         if exchange is not None:
             error = UpstreamFailed(f"{self._peer} {reason}", began=not self._silent)
             error.__cause__ = cause
-            exchange.sink.failed(error)
+            exchange.fail(error)
 
     # Called by the transport
 
@@ -154,7 +163,7 @@ class Connection(asyncio.Protocol):
             exchange = self._exchange
             self._detach()
             self._owner.lost(self, None)
-            exchange.sink.end()
+            exchange.end()
         else:
             self._owner.lost(self, None)
             self.fail(self._how_it_broke(exc), exc)
@@ -224,13 +233,13 @@ class Connection(asyncio.Protocol):
         Until then it is idle, and still the exchange's to abandon.
         """
         assert self._transport is not None
-        all_sent = not self._cut_short and self._transport.get_write_buffer_size() == 0
+        all_sent = not self._cut_short and not self._small and self._transport.get_write_buffer_size() == 0
         self._exchange = None
         self._phase = "idle"
         self._since = monotonic()
         if not all_sent or fault is not None or not self._parser.reusable:
             self.abort()
-        exchange.sink.end()
+        exchange.end()
         if not exchange.held:
             exchange.release()
 

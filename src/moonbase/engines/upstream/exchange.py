@@ -54,6 +54,18 @@ class Sink(Protocol):
     def failed(self, error: UpstreamFailed) -> None: ...
 
 
+class _Nobody:
+    """The sink of an exchange that is over."""
+
+    def head(self, status: int, headers: Headers) -> None: ...
+    def data(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    def failed(self, error: UpstreamFailed) -> None: ...
+
+
+NOBODY = _Nobody()
+
+
 class Carrier(Protocol):
     """The connection that an exchange runs on."""
 
@@ -72,17 +84,28 @@ class Exchange:
         """`withdraw` takes it back while it has no connection yet."""
         self.head = head
         self.body = body
-        self.sink = sink
+        self.sink: Sink = sink
         self.carrier: Carrier | None = None
         self.held = False
         self.paused = False
         self._withdraw = withdraw
+
+    def end(self) -> None:
+        """For the connection: the response is complete. As a rule the sink holds the exchange: here it is let go."""
+        sink, self.sink = self.sink, NOBODY
+        sink.end()
+
+    def fail(self, error: UpstreamFailed) -> None:
+        """For the connection: there will be no more of a response."""
+        sink, self.sink = self.sink, NOBODY
+        sink.failed(error)
 
     def cancel(self) -> None:
         """End it: the connection is aborted at once, so that the server stops its work. Idempotent.
 
         After the response's end it does that only while it is held.
         """
+        self.sink = NOBODY
         carrier, self.carrier = self.carrier, None
         if carrier is not None:
             carrier.abandon()

@@ -7,6 +7,7 @@ from functools import partial
 from moonbase.engines.upstream.connection import Connection
 from moonbase.engines.upstream.exchange import Exchange
 from moonbase.engines.upstream.limits import UpstreamLimits
+from moonbase.engines.upstream.outbox import Outbox
 from moonbase.errors import UpstreamFailed
 
 _CLOSED = "was given up: its client was closed"
@@ -28,6 +29,7 @@ class Pool:
         self._connecting: dict[Exchange, asyncio.Task[Connection]] = {}
         self._withdrawn: set[asyncio.Task[Connection]] = set()  # connecting for nobody, and cancelled
         self._waiting: dict[Exchange, asyncio.TimerHandle] = {}
+        self._outbox = Outbox()
         self._closed = False
         self._all_closed = asyncio.Event()
 
@@ -67,7 +69,7 @@ class Pool:
         self._free.pop(connection, None)
         if self._closed:
             if retry is not None:
-                retry.sink.failed(self._failure(_CLOSED))
+                retry.fail(self._failure(_CLOSED))
             if not self._open:
                 self._all_closed.set()
         elif retry is not None:
@@ -81,7 +83,7 @@ class Pool:
         unconnected = [*self._waiting, *self._connecting]
         for exchange in unconnected:
             self.withdraw(exchange)
-            exchange.sink.failed(self._failure(_CLOSED))
+            exchange.fail(self._failure(_CLOSED))
         for connection in list(self._open):
             connection.fail(_CLOSED)
         await asyncio.gather(*self._withdrawn, return_exceptions=True)
@@ -100,7 +102,7 @@ class Pool:
 
     async def _new_connection(self) -> Connection:
         """Raises `OSError`."""
-        connection = Connection(self, self._peer, self._limits)
+        connection = Connection(self, self._peer, self._limits, self._outbox)
         async with asyncio.timeout(self._limits.connect_timeout):
             await self._connect(connection)
         return connection
@@ -123,7 +125,7 @@ class Pool:
                 return
         self._use_room()
         if not withdrawn:
-            exchange.sink.failed(self._no_connection(error))
+            exchange.fail(self._no_connection(error))
 
     def _no_connection(self, error: BaseException | None) -> UpstreamFailed:
         match error:
@@ -149,7 +151,7 @@ class Pool:
         del self._waiting[exchange]
         limits = self._limits
         reason = f"has all {limits.max_connections} connections in use, none came free in {limits.connect_timeout:g} s"
-        exchange.sink.failed(self._failure(reason))
+        exchange.fail(self._failure(reason))
 
     def _failure(self, reason: str, cause: BaseException | None = None) -> UpstreamFailed:
         error = UpstreamFailed(f"{self._peer} {reason}", began=False)

@@ -82,6 +82,10 @@ class AnswerReader:
         self._going_on = choices  # choices without a finish_reason
         self._estimate = 0  # of all choices
         self._told = False  # whether any usage has come
+        self.prompt_tokens = prompt_tokens
+        """As the server counts them once it has told."""
+        self.cached_tokens = 0
+        """Never more than `prompt_tokens`."""
         self._prompt_tokens = prompt_tokens
         self._call_ids = call_ids
         self._most = most
@@ -89,15 +93,6 @@ class AnswerReader:
         self._passed_on = passed_on
         self._total: Usage | None = None  # the latest of the whole answer
         self._total_is_last = False  # whether it came when all choices had stopped
-
-    @property
-    def prompt_tokens(self) -> int:
-        return next((usage.prompt_tokens for usage in self._usages()), self._prompt_tokens)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Never more than `prompt_tokens`."""
-        return min(max([usage.cached_tokens for usage in self._usages()], default=0), self.prompt_tokens)
 
     @property
     def completion_tokens(self) -> int:
@@ -127,9 +122,13 @@ class AnswerReader:
             raise broken("ended the answer before every choice had a finish_reason")
         self._close(events)
 
-    def _usages(self) -> list[Usage]:
-        own = [choice.usage for choice in self._choices if choice.usage is not None]
-        return own if self._total is None else [self._total, *own]
+    def _learn(self) -> None:
+        """A usage has come: take from it what is of the prompt."""
+        usages = [choice.usage for choice in self._choices if choice.usage is not None]
+        if self._total is not None:
+            usages.insert(0, self._total)
+        self.prompt_tokens = usages[0].prompt_tokens
+        self.cached_tokens = min(max([usage.cached_tokens for usage in usages]), self.prompt_tokens)
 
     def _read(self, data: bytes, events: list[ChatEvent]) -> None:
         chunk = read_chunk(data)
@@ -143,6 +142,7 @@ class AnswerReader:
                 self._take(choice, events)
         if chunk.usage is not None:
             self._total = self._usage(chunk.usage, self._choices)
+            self._learn()
             if self.stopped:
                 self._total_is_last = True
                 self._close(events)
@@ -168,6 +168,7 @@ class AnswerReader:
         told = wire.usage.completion_tokens if wire.usage is not None else None
         if wire.usage is not None and (told or (told == 0 and wire.finish_reason)):  # else it may come yet
             choice.usage = self._usage(wire.usage, [choice])
+            self._learn()
         if choice.finish is not None and choice.usage is not None and not choice.ended:
             self._end(choice, choice.usage, events)
 

@@ -1,6 +1,6 @@
 """`ChatRequest`s to what another server of this dialect understands (moonshot-api.md 1).
 
-The answer is always asked for as a stream with usage: one way of reading serves both kinds of clients.
+A stream is asked for with usage. Its chunks and whole answers are read in one way, whichever comes.
 """
 
 from typing import Literal
@@ -102,7 +102,7 @@ class Body(Struct, omit_defaults=True):
     model: str
     messages: Raw
     stream: bool
-    stream_options: StreamOptions
+    stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
@@ -152,6 +152,7 @@ def encode_chat(
     sampling: SamplingOptions,
     max_tokens: int | None,
     thinking: Thinking | None,
+    stream: bool,
     limit_name: LimitName = "max_tokens",
 ) -> bytes:
     """The body for a server that knows the model as `model`; what is None is left to that server.
@@ -165,8 +166,8 @@ def encode_chat(
         Body(
             model=model,
             messages=wording.messages,
-            stream=True,
-            stream_options=StreamOptions(include_usage=True),
+            stream=stream,
+            stream_options=StreamOptions(include_usage=True) if stream else None,
             max_tokens=max_tokens if limit_name == "max_tokens" else None,
             max_completion_tokens=max_tokens if limit_name == "max_completion_tokens" else None,
             temperature=sampling.temperature,
