@@ -169,16 +169,15 @@ class Soak:
         self._report.sampled((time.monotonic() - self._began) / 60, sample, ", quiet")
         return sample
 
-    async def _compare_usage(self, stage: Stage, project: str, clients: Told) -> None:
+    async def _compare_usage(self, stage: Stage, project: str, told: Told) -> None:
         """What the ledger has of the well-behaved clients, whose requests have all been recorded by now."""
         path = f"usage?group_by=project&project_id={project}"
         (sums,) = (await stage.administrator.call("GET", path))["data"]
-        charged = (sums["requests"], sums["prompt_miss"] + sums["prompt_hit"] + sums["prompt_write"], sums["output"])
-        told = (clients.requests, clients.prompt, clients.output)
-        if charged != told:
-            self._report.fault(
-                f"charged (requests, prompt, output) {charged}, told {told.requests, told.prompt, told.output}"
-            )
+        prompt = sums["prompt_miss"] + sums["prompt_hit"] + sums["prompt_write"]
+        charged = (sums["requests"], prompt, sums["output"])
+        wanted = (told.requests, told.prompt, told.output)
+        if charged != wanted:
+            self._report.fault(f"charged are {charged} requests, prompt and output tokens, told were {wanted}")
 
 
 if __name__ == "__main__":

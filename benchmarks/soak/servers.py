@@ -135,6 +135,7 @@ def _essence(line: str) -> str:
     """Without what differs from time to time: addresses and ids."""
     with suppress(ValueError):
         record = json.loads(line)
-        *_, before, last = ["", *record.get("exception", "").strip().splitlines()]
-        line = f"{record['message'].strip()}: {before.strip()}: {last}"
+        stack = record.get("exception", "").strip().splitlines()
+        places = [part.strip() for part in stack if part.startswith('  File "')]
+        line = ": ".join([record["message"].strip(), *places[-1:], *stack[-1:]])
     return re.sub(r"0x[0-9a-f]+", "0x", line)

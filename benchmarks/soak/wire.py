@@ -4,8 +4,8 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,10 +121,10 @@ async def connected(port: int, *, buffer: int | None = None) -> AsyncIterator[Co
             await writer.wait_closed()
 
 
-class _gone(suppress):
+@contextmanager
+def _gone() -> Iterator[None]:
     """Turns the ends of a connection into `Gone`."""
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        if isinstance(error, ConnectionError | asyncio.IncompleteReadError):
-            raise Gone(str(error)) from error
-        return False
+    try:
+        yield
+    except (ConnectionError, asyncio.IncompleteReadError) as error:
+        raise Gone(str(error)) from error
