@@ -94,7 +94,12 @@ class Soak:
         return Stage(near.port, near.key, administrator, rich, poor, Prompts(self._chance), self._chance)
 
     async def _fill(self, stage: Stage) -> None:
-        """Put into the caches of all engines as much as they hold, in pieces as small as those to come."""
+        """Put into the caches of all engines as much as they hold, in pieces as small as those to come.
+
+        Of connections to the database, too, there are as many as are ever kept.
+        """
+        for _ in range(3):
+            await asyncio.gather(*[stage.administrator.call("GET", "usage?group_by=day") for _ in range(50)])
         prompts = stage.prompts
         for model in (ECHO, FAR, CHAOS):
             for _ in range(_FILLING):

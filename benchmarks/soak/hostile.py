@@ -9,7 +9,7 @@ from benchmarks.soak.servers import CHAOS, ECHO, FAR
 from benchmarks.soak.stage import Stage, Wrong, expect
 from benchmarks.soak.wire import Connection, Gone, connected, request
 
-_LARGE_WORD = "\x01" * 20_000  # six bytes each in JSON
+_MANY_WORDS = 4_000  # in five choices, far more than sockets hold
 _FLOOD = 100
 _PIPELINED = 30
 _SLOW_BUFFER = 4_096
@@ -38,7 +38,12 @@ async def leave_in_answer(stage: Stage) -> str:
 async def read_nothing(stage: Stage) -> str:
     """Megabytes come, and nobody reads them: the server ends it."""
     asked = stage.chat(
-        OPENAI, stage.chance.choice((ECHO, FAR)), last=f"{_LARGE_WORD} " * 25, stream=True, choices=3, limit=130_000
+        OPENAI,
+        stage.chance.choice((ECHO, FAR)),
+        last=stage.prompts.text(_MANY_WORDS),
+        stream=True,
+        choices=5,
+        limit=100_000,
     )
     async with connected(stage.port, buffer=_SLOW_BUFFER) as connection:
         await connection.send(asked)

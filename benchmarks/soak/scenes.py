@@ -5,7 +5,7 @@ import json
 from collections.abc import Awaitable, Callable
 
 from benchmarks.soak.dialects import DIALECTS, OPENAI, NotAnAnswer
-from benchmarks.soak.servers import CHAOS, ECHO, FAR, SMALL, SMALL_WINDOW
+from benchmarks.soak.servers import CHAOS, ECHO, FAR, FAR_SMALL, SMALL, SMALL_WINDOW
 from benchmarks.soak.stage import Stage, Wrong, expect
 from benchmarks.soak.wire import Answer, connected, request
 
@@ -183,8 +183,8 @@ async def unknown_path(stage: Stage) -> str:
 
 
 async def over_long(stage: Stage) -> str:
-    """A prompt over a small window, or over a large one that the server behind has."""
-    model, words = stage.chance.choices(((SMALL, SMALL_WINDOW), (FAR, 200_000)), (9, 1))[0]
+    """A prompt over the window, here or at the server behind."""
+    model, words = stage.chance.choice((SMALL, FAR_SMALL)), stage.chance.randint(SMALL_WINDOW, 10 * SMALL_WINDOW)
     asked = stage.chat(stage.chance.choice(DIALECTS), model, last=stage.prompts.text(words))
     return expect(await stage.ask(asked), 400)
 

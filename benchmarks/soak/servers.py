@@ -16,7 +16,7 @@ from benchmarks import processes
 ECHO = "kimi-k2-0905-preview"
 FAR = "kimi-k2-turbo-preview"
 CHAOS = "kimi-k2-0711-preview"
-SMALL = "soak-small"
+SMALL, FAR_SMALL = "soak-small", "soak-far-small"
 SMALL_WINDOW = 512
 HEADER_SECONDS, BODY_SECONDS, WRITE_SECONDS, IDLE_SECONDS = 2.0, 3.0, 3.0, 4.0
 METRICS_TOKEN = "soak-metrics"
@@ -49,7 +49,16 @@ deployment = "far"
 [models."{SMALL}"]
 alias_of = "{ECHO}"
 window = {SMALL_WINDOW}
+[models."{FAR_SMALL}"]
+alias_of = "{FAR}"
+deployment = "far"
 """
+_FAR = (
+    f"metrics.token={METRICS_TOKEN}",
+    "echo.delay=0.001",
+    f"models.{FAR_SMALL}.alias_of={FAR}",
+    f"models.{FAR_SMALL}.window={SMALL_WINDOW}",
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def running(folder: Path | None) -> Iterator[Servers]:
         started: list[Server] = []
         try:
             (place / "far").mkdir(parents=True)
-            far = Server(place / "far", "--set", f"metrics.token={METRICS_TOKEN}", "--set", "echo.delay=0.001")
+            far = Server(place / "far", *[word for setting in _FAR for word in ("--set", setting)])
             started.append(far)
             (place / "near").mkdir()
             config = place / "near.toml"
