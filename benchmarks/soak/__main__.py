@@ -37,7 +37,7 @@ _AT_ONCE = 300  # scenes
 _PATIENCE = 90.0  # seconds in which a scene has to end
 _STEADY = 6.0  # seconds without a change that make a moment quiet: longer than connections between servers are kept
 _QUIET_WITHIN = 60.0
-_FILLING = 160  # requests of 100 messages and 30 tools, which are more than the caches hold
+_FILLING = 400  # requests of some 90 messages and 35 tools, which are more than the caches hold
 _CENTURIES = "1000000"  # of money
 
 
@@ -94,7 +94,7 @@ class Soak:
         return Stage(near.port, near.key, administrator, rich, poor, Prompts(self._chance), self._chance)
 
     async def _fill(self, stage: Stage) -> None:
-        """Put into the caches of all engines as much as they hold, in pieces as small as those to come.
+        """Put into the caches of all engines as much as they hold, in pieces of the sizes of those to come.
 
         Of connections to the database, too, there are as many as are ever kept.
         """
@@ -103,7 +103,7 @@ class Soak:
         prompts = stage.prompts
         for model in (ECHO, FAR, CHAOS):
             for _ in range(_FILLING):
-                turns = [{"role": "user", "content": prompts.text(300)} for _ in range(100)]
+                turns = [turn for _ in range(50) for turn in prompts.conversation(prompts.last())]
                 tools = [tool for _ in range(10) for tool in prompts.tools()]
                 body = OPENAI.body(model, turns, limit=1, stream=False, tools=tools)
                 async with connected(stage.port) as connection:
