@@ -24,6 +24,11 @@ def memory_mb(*pids: int) -> float:
     return sum(int(words[0]) for words in found if words) / 1024
 
 
+def open_files(*pids: int) -> int:
+    """File descriptors of processes, sockets among them."""
+    return sum(len(_entries(Path(f"/proc/{pid}/fd"))) for pid in pids)
+
+
 def _cpu_seconds(pid: int) -> float:
     stat = _read(Path(f"/proc/{pid}/stat")).rpartition(") ")[2].split()
     if not stat:
@@ -34,8 +39,12 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _tasks(pid: int) -> list[Path]:
+    return _entries(Path(f"/proc/{pid}/task"))
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        return list(Path(f"/proc/{pid}/task").iterdir())
+        return list(folder.iterdir())
     except FileNotFoundError:
         return []
 

@@ -239,6 +239,10 @@ class Server:
         """The latest usage record, waiting for a first one for a while."""
         return self._record("SELECT * FROM usage ORDER BY started_at DESC LIMIT 1", ())
 
+    def usage_records(self) -> list[dict[str, Any]]:
+        """All usage records there are now, the oldest request first."""
+        return self._rows("SELECT * FROM usage ORDER BY started_at, rowid", ())
+
     def usage_count(self) -> int:
         rows = self._rows("SELECT count(*) AS records FROM usage", ())
         return int(rows[0]["records"])
