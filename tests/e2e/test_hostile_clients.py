@@ -314,13 +314,10 @@ def test_a_reader_of_nothing_does_not_fill_the_memory_from_a_chat_upstream(
         assert upstream.cut.wait(10), "the upstream is not asked for more"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="engines of token ids are not paused: an answer is taken in whole"
-)
 def test_a_reader_of_nothing_does_not_fill_the_memory_from_a_token_engine(
     start_server: StartServer, kimi_cache: Path
 ) -> None:
-    vocabulary, tokens = kimi_cache / "vocabularies" / "kimi-k2", 200_000
+    vocabulary, tokens = kimi_cache / "vocabularies" / "kimi-k2", 800_000
     with endless(TOKENS, MODELS, tokens * len(TOKENS)) as (upstream, url):
         server = start_server(
             *("--set", "echo.delay=0.005", "--set", "server.write_timeout=4"),
@@ -335,7 +332,8 @@ def test_a_reader_of_nothing_does_not_fill_the_memory_from_a_token_engine(
             connection.sendall(post(body, server.key))
             assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
             others_go_on(server)
-            assert server.resident_bytes() - before < 16 * MB
+            assert upstream.sent < 32 * MB, "what sockets hold, here and there, and not much more"
+            assert server.resident_bytes() - before < 32 * MB
             is_settled_when_it_is_cut(server)
         assert upstream.cut.wait(10), "the upstream is not asked for more"
 
@@ -360,9 +358,6 @@ def test_three_pipelined_requests_are_answered_in_their_order(pair: Pair) -> Non
     assert [record["outcome"] for record in pair.close()] == ["stop"] * 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the end of a connection is told to the last of its requests, not to the one that runs"
-)
 def test_a_client_that_leaves_its_pipelined_requests_is_cancelled(start_server: StartServer, tmp_path: Path) -> None:
     """The request that runs is told, and those that wait are not run for nobody."""
     pair = Pair(start_server, tmp_path, "echo.delay=0.02")
@@ -376,9 +371,6 @@ def test_a_client_that_leaves_its_pipelined_requests_is_cancelled(start_server: 
     assert [record["outcome"] for record in records] == ["cancelled", "stop", "stop"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="requests of a connection wait for their turn without a limit"
-)
 @pytest.mark.parametrize("first_delay", [0, 2], ids=["that flows", "that waits"])
 def test_a_pipeline_of_thousands_does_not_fill_the_memory(start_server: StartServer, first_delay: float) -> None:
     """The server takes in a few requests that wait for their turn, and leaves the others to the client."""
@@ -401,11 +393,6 @@ def test_a_pipeline_of_thousands_does_not_fill_the_memory(start_server: StartSer
     assert seen >= count
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a head that is not read because its turn has not come is late all the same",
-)
 def test_a_head_that_waits_for_its_turn_is_not_late(start_server: StartServer) -> None:
     server = start_server("--set", "echo.first_delay=3", "--set", "server.header_timeout=1")
     answer = b""

@@ -23,6 +23,7 @@ from moonbase.errors import ApiError
 TokenIds: TypeAlias = "array[int]"  # of type code "I"; arrays cannot be subscripted at run time
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 """A token as servers send it. One that the vocabulary lacks has no text."""
+_MOST_UNREAD = 4096  # tokens that wait for the reader before the engine is asked to hold its own
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding JSON that others have sent may raise."""
 
@@ -88,12 +89,20 @@ class Generation(Pipe[Delta]):
     without awaiting. Methods are called from the event loop's thread only.
     """
 
-    __slots__ = ("_cancel", "_deltas", "_error", "_listener", "_open_choices", "last_put")
+    __slots__ = ("_cancel", "_deltas", "_error", "_flow", "_listener", "_open_choices", "_unread", "last_put")
 
-    def __init__(self, choices: int, cancel: Callable[[int | None], None]) -> None:
-        """`cancel(choice)` stops one choice in the engine, `cancel(None)` all that still run."""
+    def __init__(
+        self, choices: int, cancel: Callable[[int | None], None], flow: Callable[[bool], None] | None = None
+    ) -> None:
+        """`cancel(choice)` stops one choice in the engine, `cancel(None)` all that still run.
+
+        `flow(False)` is called when much waits for the reader, so that no more is read from where it comes from, and
+        `flow(True)` when it was taken. Without it all that the request may have can wait here.
+        """
         super().__init__()
         self._cancel = cancel
+        self._flow = flow
+        self._unread = 0  # tokens
         self._deltas: list[Delta] = []
         self._error: ApiError | None = None
         self._open_choices = set(range(choices))
@@ -108,7 +117,7 @@ class Generation(Pipe[Delta]):
             self._end()
             self._cancel(None)
         self._listener = None  # both lead back to here: without them nothing is left to the collector
-        self._cancel = _nothing
+        self._cancel, self._flow = _nothing, None
 
     @property
     def open(self) -> bool:
@@ -121,12 +130,15 @@ class Generation(Pipe[Delta]):
         for delta in deltas:
             if delta.choice in self._open_choices:
                 self._deltas.append(delta)
+                self._unread += len(delta.token_ids)
                 if delta.finish is not None:
                     self._open_choices.discard(delta.choice)
         self.over = not self._open_choices
         if len(self._deltas) > before:
             self.last_put = time.monotonic()
             self.arrived()
+            if self._unread > _MOST_UNREAD and self._flow is not None:
+                self._flow(False)
 
     def fail(self, error: ApiError) -> None:
         """Engine side: no more deltas; the reader gets what was put before, then `error`."""
@@ -160,6 +172,9 @@ class Generation(Pipe[Delta]):
 
     def take(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []
+        if self._unread > _MOST_UNREAD and self._flow is not None:
+            self._flow(True)
+        self._unread = 0
         if not deltas and self._error is not None:
             raise self._error
         return deltas

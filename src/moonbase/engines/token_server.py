@@ -208,7 +208,7 @@ class _Run:
 
     def __init__(self, engine: TokenServerEngine, request: GenerateRequest, wire: Wire, *, suspect: bool) -> None:
         self.suspect = suspect
-        self.generation = Generation(request.sampling.n, self._cancel)
+        self.generation = Generation(request.sampling.n, self._cancel, self._flow)
         self.exchange: Exchange | None = None
         self.kept = False
         self.asked = range(request.sampling.n)
@@ -277,6 +277,13 @@ class _Run:
             self._engine.ended(self)
             self._engine.finished(self._request)
         self.generation.put(deltas)
+
+    def _flow(self, on: bool) -> None:
+        if self.exchange is not None:
+            if on:
+                self.exchange.resume()
+            else:
+                self.exchange.pause()
 
     def _cancel(self, choice: int | None) -> None:
         """Servers end whole requests only, so a choice that nobody reads runs on beside the others."""

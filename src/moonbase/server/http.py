@@ -29,8 +29,8 @@ from moonbase.errors import InvalidRequest
 log = logging.getLogger(__name__)
 
 _CHUNK_FRAMING = 32  # bytes a chunk may take besides its content; what is more counts as headers, as trailers do
-_HELD_BODY = 64 * 1024  # bytes of a body that wait for the application before the socket is left alone
-_MAX_PIPELINED = 16  # requests behind the one that is answered; a client that sends more is cut after their answers
+_MOST_HELD = 64 * 1024  # bytes that wait for the application, or for their turn, before the socket is left alone
+_SLICE = 16 * 1024  # bytes that are parsed at once, and all requests that begin in them
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _BODILESS = (204, 304)
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
@@ -244,11 +244,13 @@ class HttpConnection(asyncio.Protocol):
         self._expects_continue = False
         self._refusal = (400, "the HTTP request is malformed")
         self._receiving: HttpRequest | None = None
+        self._held: list[bytes] = []  # what came behind a request that is being answered
+        self._held_size = 0
         # What is answered
         self._answering: HttpRequest | None = None
         self._waiting: deque[HttpRequest] = deque()
-        self._last = False  # whether no request is taken any more
-        self._refused = False  # nor is what came after the ones that are answered
+        self._last = False  # whether no request is taken after the one that is answered
+        self._refused = False  # what came behind it is none
 
     # Called by the server
 
@@ -292,7 +294,7 @@ class HttpConnection(asyncio.Protocol):
             await asyncio.shield(self._drained)
 
     def resume_reading(self) -> None:
-        if self._reading_paused and not self._waiting:
+        if self._reading_paused and self._held_size <= _MOST_HELD:
             self._reading_paused = False
             self.transport.resume_reading()
 
@@ -310,9 +312,20 @@ class HttpConnection(asyncio.Protocol):
             self._send_refusal()
         elif self._last:
             self.close()
-        elif not self._asked:
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """All requests that were read are answered: read what has come behind them."""
+        if not self._asked:
             self._enter("idle", self._keepalive)
+        elif self._in_head:
+            self._enter("head", self._limits.header_timeout)
+        held = b"".join(self._held)
+        self._held.clear()
+        self._held_size = 0
         self.resume_reading()
+        self._read(held)
 
     # Called by the transport
 
@@ -332,6 +345,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = None
         self.resume_writing()
         self._waiting.clear()
+        self._held.clear()
         if self._answering is not None:
             self._answering.disconnect()
 
@@ -349,15 +363,38 @@ class HttpConnection(asyncio.Protocol):
             self._drained = None
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:
-            return
+        if self._held:
+            self._hold(data)
+        else:
+            self._read(data)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep it for its turn. A client that has left is noticed as long as its socket is read."""
+        self._held.append(data)
+        self._held_size += len(data)
+        if self._held_size > _MOST_HELD:
+            self._pause_reading()
+
+    def _read(self, data: bytes) -> None:
+        """Parse it as far as there is nothing to be answered first."""
+        at = 0
+        while at < len(data) and self._parser is not None:
+            if self._answering is not None and self._receiving is None:
+                self._phase = "answer"
+                self._hold(data[at:])
+                return
+            piece = data if len(data) <= _SLICE else data[at : at + _SLICE]
+            at += len(piece)
+            self._parse(self._parser, piece)
+
+    def _parse(self, parser: httptools.HttpRequestParser, data: bytes) -> None:
         if (self._in_head or not self._asked) and (b"pgrade:" in data or b"PGRADE:" in data):
             data = _without_upgrade(data)
         self._began = False
         if not self._in_head:
             self._framing += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._refuse(*self._refusal)
             return
@@ -401,10 +438,6 @@ class HttpConnection(asyncio.Protocol):
             raise ValueError("request head too large")
         self._framing = self._body_bytes = 0
         self._enter("body", self._limits.body_timeout)
-        if self._last or len(self._waiting) >= _MAX_PIPELINED:
-            self._last = True
-            self._receiving = None
-            return
         version = self._parser.get_http_version()
         self._receiving = request = HttpRequest(
             self,
@@ -416,7 +449,6 @@ class HttpConnection(asyncio.Protocol):
             self._answer(request)
         else:
             self._waiting.append(request)
-            self._pause_reading()
 
     def on_chunk_header(self) -> None:
         self._framing = max(0, self._framing - _CHUNK_FRAMING)
@@ -430,7 +462,7 @@ class HttpConnection(asyncio.Protocol):
                 self.transport.abort()  # refused, and still sending
             return
         request.feed(body)
-        if request.held > _HELD_BODY:
+        if request.held > _MOST_HELD:
             self._pause_reading()
 
     def on_message_complete(self) -> None:
@@ -482,8 +514,6 @@ class HttpConnection(asyncio.Protocol):
     def _answer(self, request: HttpRequest) -> None:
         self._answering = request
         request.scope["moonbase.request"] = request
-        if self._last and not self._waiting:
-            request.keep_alive = False
         task = self._loop.create_task(self._run(request))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)

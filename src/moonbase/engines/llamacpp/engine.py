@@ -109,7 +109,11 @@ class LlamaCppEngine:
             for choice in choices if number is None else (choices[number],):
                 self._drop(choice)
 
-        generation = Generation(count, cancel)
+        def flow(on: bool) -> None:
+            for choice in choices:
+                choice.flow(on=on)
+
+        generation = Generation(count, cancel, flow)
         choices += [_Choice(self, generation, request, number) for number in range(count)]
         self._queue += choices
         self._run_next()
@@ -201,6 +205,14 @@ class _Choice:
 
     def body(self) -> bytes:
         return wire.completion(self.request)
+
+    def flow(self, *, on: bool) -> None:
+        """Whether to go on reading what the server sends."""
+        if self.exchange is not None:
+            if on:
+                self.exchange.resume()
+            else:
+                self.exchange.pause()
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status
