@@ -1,7 +1,7 @@
 """Records what real engines put out, and plays it again through a server with the `echo` engine."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -124,8 +124,15 @@ class _Copied:
     def stop(self, choice: int) -> None:
         self._generation.stop(choice)
 
-    async def read(self) -> list[Delta]:
-        deltas = await self._generation.read()
+    @property
+    def over(self) -> bool:
+        return self._generation.over
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        self._generation.listen(listener)
+
+    def take(self) -> list[Delta]:
+        deltas = self._generation.take()
         for delta in deltas:
             self._tape += delta.token_ids
         return deltas

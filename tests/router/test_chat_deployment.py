@@ -137,7 +137,8 @@ async def over(
 
 def asking(*content: str | ImagePart, **fields: Any) -> ChatRequest:
     parts = tuple([TextPart(part) if isinstance(part, str) else part for part in content or ("Hi",)])
-    return ChatRequest(**{"model": "here", "messages": (Message(role="user", content=parts),)} | fields)
+    asked = {"model": "here", "messages": (Message(role="user", content=parts),), "stream": True}
+    return ChatRequest(**asked | fields)
 
 
 async def opened(
@@ -261,6 +262,22 @@ async def test_leaving_cancels_at_once_and_counts_what_came() -> None:
         assert gone[0] - left < 0.25
         assert stream.completion_tokens == 2
         assert stream.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("upstream", ["openai", "moonshot"])
+async def test_an_answer_is_asked_for_as_the_client_wants_it(upstream: str, stream: bool) -> None:
+    """But for the service itself, which is far away: what is between may cut a silent connection."""
+    there = Upstream(saying(WHOLE))
+    async with over(there, upstream=upstream) as deployment:
+        with await opened(deployment, asking(stream=stream)) as answer:
+            streams = stream or upstream == "moonshot"
+            assert answer.silent != streams
+            assert (deployment.running, deployment.waiting) == ((0, 1) if streams else (1, 0))
+            assert await everything(answer) == EVENTS
+            assert not answer.silent, "what comes is a stream, whatever was asked for"
+    assert there.body["stream"] == streams
+    assert there.body.get("stream_options") == ({"include_usage": True} if streams else None)
 
 
 async def test_an_abort_comes_after_what_had_come() -> None:

@@ -202,7 +202,11 @@ class ChatStream(Pipe[ChatEvent]):
                 self._fail(broken(error.reason))
             except ApiError as error:
                 self._fail(error)
-            self._measure(events)
+            for event in events:
+                if type(event) is TextDelta or isinstance(event, ReasoningDelta | ArgumentsDelta):  # nearly all are
+                    self._room -= len(event.text)
+            if self._room < 0:
+                self._cut_excess(events)
             if self._reader.stopped:
                 self._stopped()
         if events:
@@ -211,15 +215,13 @@ class ChatStream(Pipe[ChatEvent]):
             raise self._error
         return events
 
-    def _measure(self, events: list[ChatEvent]) -> None:
-        """Fail when this is more than the tokens asked for can be, and keep the events up to there."""
-        for place, event in enumerate(events):
-            if isinstance(event, (TextDelta, ReasoningDelta, ArgumentsDelta)):
-                self._room -= len(event.text)
-                if self._room < 0:
-                    del events[place:]
-                    self._fail(broken(f"sent more output than {self._most} tokens can be"))
-                    return
+    def _cut_excess(self, events: list[ChatEvent]) -> None:
+        """Fail, for this is more than the tokens asked for can be, and keep the events up to there."""
+        while events and self._room < 0:
+            event = events.pop()
+            if isinstance(event, TextDelta | ReasoningDelta | ArgumentsDelta):
+                self._room += len(event.text)
+        self._fail(broken(f"sent more output than {self._most} tokens can be"))
 
     def _stopped(self) -> None:
         """Every choice has its finish_reason; the usage may have come with it, or follow."""

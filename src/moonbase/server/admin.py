@@ -35,7 +35,7 @@ class AdminEndpoint:
             raise UnknownOperation("the admin API opens with the first admin key: moonbase admin create --name NAME")
         administration = self._make(await self._admins.find(bearer(exchange.header(b"authorization"))))
         call = Call(
-            exchange.scope["path_params"].get("id", ""),
+            exchange.scope.get("path_params", {}).get("id", ""),
             None if self._decoder is None else decode_body(self._decoder, await exchange.body()),
             decode_query(self._operation.query, exchange),
             exchange.arrival.at,

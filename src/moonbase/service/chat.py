@@ -94,6 +94,8 @@ class Answer:
         """
         if self._broken is not None:
             raise self._broken
+        if self.complete:
+            return []
         self._deliver = deliver
         events = await self._stream.read(None if deliver is None else self._delivered)
         if not events:

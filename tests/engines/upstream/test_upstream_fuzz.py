@@ -21,7 +21,7 @@ class Line(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.protocol: Connection | None = None
-        self.asked = False
+        self.asked = asyncio.Event()
         self.closed = False
         self.reading = True
 
@@ -41,7 +41,7 @@ class Line(asyncio.Transport):
             self.protocol.connection_lost(error)
 
     def write(self, data: Any) -> None:
-        self.asked = True
+        self.asked.set()
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -87,8 +87,7 @@ def outcome(pieces: list[bytes], *, then: Exception | None = None, cancel_after:
         sink = Recorder()
         exchange = Exchange(b"GET / HTTP/1.1\r\n\r\n", None, sink, pool.withdraw)
         pool.submit(exchange)
-        while not line.asked:
-            await asyncio.sleep(0)
+        await line.asked.wait()
         for piece in pieces[:cancel_after]:
             line.play(piece)
         if cancel_after is not None:

@@ -46,6 +46,7 @@ def sent(
         sampling=sampling or request.sampling,
         max_tokens=max_tokens,
         thinking=thinking,
+        stream=request.stream,
     )
 
 
@@ -63,13 +64,17 @@ def test_a_plain_request_says_no_more_than_it_must() -> None:
         {
             "model": "there",
             "messages": [{"role": "user", "content": "Hi"}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream": False,
             "max_tokens": 100,
             "temperature": 0.6,
             "top_p": 1,
         }
     )
+
+
+def test_a_stream_is_asked_for_with_its_usage() -> None:
+    body = fields(asking(stream=True))
+    assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
 
 
 def test_a_tool_loop_is_passed_on_as_the_client_sent_it() -> None:
@@ -158,7 +163,7 @@ def test_what_is_left_to_the_upstream_is_not_sent() -> None:
 
 def test_a_limit_goes_by_the_name_that_the_upstream_knows() -> None:
     request = asking()
-    options: dict[str, Any] = {"sampling": SamplingOptions(), "max_tokens": 7, "thinking": None}
+    options: dict[str, Any] = {"sampling": SamplingOptions(), "max_tokens": 7, "thinking": None, "stream": False}
     body = json.loads(
         encode_chat(
             request,
