@@ -332,6 +332,34 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     assert 0 < answer.index(b'"first"') < answer.index(b'"second"')
 
 
+def test_what_is_no_request_behind_a_good_one_is_refused_after_its_answer(server: Server) -> None:
+    keep = post(server, body=chat_body("one two three", stream=True)).replace(b"Connection: close\r\n", b"")
+    for behind in (b"\x00\x01\r\n\r\n", b"GET /" + b"a" * MB, b"GET /healthz HTTP/1.1\r\nHost: lo"):
+        answer = server.raw(keep + behind)
+        first, done, rest = answer.partition(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert done, behind[:20]
+        assert first.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert first.count(b'"delta":{"content":') == 3
+        assert parsed(rest)[0] in (400, 408, 431)
+
+
+def test_a_stream_for_http_1_0_ends_with_its_connection(server: Server) -> None:
+    request = post(server, body=chat_body("one two", stream=True)).replace(b" HTTP/1.1", b" HTTP/1.0")
+    head, _, body = server.raw(request).partition(b"\r\n\r\n")
+    assert b"\r\nconnection: close" in head
+    assert b"transfer-encoding" not in head
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_head_is_asked_for_alone(server: Server) -> None:
+    answer = server.raw(get().replace(b"GET ", b"HEAD "))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\ncontent-length: 15" in head
+    assert body == b""
+
+
 @pytest.mark.parametrize("name", [b"Upgrade", b"upgrade", b"UPGRADE"])
 def test_the_offer_of_another_protocol_is_ignored(server: Server, name: bytes) -> None:
     offer = b"%b: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n" % name
