@@ -270,10 +270,11 @@ class Ledger:
                 log.exception("the ledger's keeper failed")
 
     def _mark_all(self) -> None:
-        for reservation in self._running:
-            progress = reservation.progress
-            if progress is not None and progress.completion_tokens > reservation.marked:
-                self.mark(reservation)
+        with self.spool.together():
+            for reservation in self._running:
+                progress = reservation.progress
+                if progress is not None and progress.completion_tokens > reservation.marked:
+                    self.mark(reservation)
 
     async def _tidy(self) -> None:
         if self.spool.failing:

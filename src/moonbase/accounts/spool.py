@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -59,6 +60,17 @@ class _Went(Struct, tag="went", array_like=True):
     output: int
 
 
+class _Mark(Struct):
+    """How far a running request is: its record as it was first marked, and what it has used since."""
+
+    record: Settlement
+    latest: _Went | None = None
+
+    @property
+    def now(self) -> Settlement:
+        return self.record if self.latest is None else _after(self.record, self.latest)
+
+
 class _Segment(Struct):
     """A file of a spool; `owed` counts the settlements in it that the database lacks, `began` the bytes of the marks
     that it began with.
@@ -99,7 +111,8 @@ class Spool:
         self._lock = -1
         self._number = 0
         self._segments: deque[_Segment] = deque()
-        self._marks: dict[str, Settlement] = {}
+        self._marks: dict[str, _Mark] = {}
+        self._gathered: list[bytes] | None = None  # frames that are to be written together
 
     def __enter__(self) -> Self:
         """Raises `OSError` when the folder cannot be made or written."""
@@ -130,14 +143,25 @@ class Spool:
 
     def begin(self, record: Settlement) -> None:
         """Append the first progress mark of a request: its record if no other frame follows."""
-        self._marks[record.request_id] = record
+        self._marks[record.request_id] = _Mark(record)
         self._append(_Begun(record))
 
     def go_on(self, request_id: str, *, miss: int, hit: int, output: int) -> None:
         """Append a further progress mark of a request that has begun: its tokens by now."""
-        went = _Went(request_id, miss, hit, output)
-        self._marks[request_id] = _after(self._marks[request_id], went)
+        went = self._marks[request_id].latest = _Went(request_id, miss, hit, output)
         self._append(went)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is appended inside goes to the file in one write, when the block ends."""
+        gathered: list[bytes] = []
+        self._gathered = gathered
+        try:
+            yield
+        finally:
+            self._gathered = None
+            if gathered:
+                self._put(b"".join(gathered))
 
     def drop(self, count: int) -> None:
         """The oldest `count` settlements are in the database."""
@@ -178,9 +202,15 @@ class Spool:
         log.warning("the spool %s can be written again", self._folder)
 
     def _append(self, frame: Struct) -> None:
+        data = self._framed(frame)
+        if self._gathered is not None:
+            self._gathered.append(data)
+        else:
+            self._put(data)
+
+    def _put(self, data: bytes) -> None:
         if self.failing:
             return
-        data = self._framed(frame)
         try:
             if self._segments[-1].full(self._segment_bytes):
                 self._segments.append(self._next_segment([]))
@@ -192,7 +222,7 @@ class Spool:
 
     def _next_segment(self, settlements: list[_Settled]) -> _Segment:
         """A new file, which begins with the marks, so that older ones can go when the database has what they hold."""
-        frames = [*settlements, *map(_Begun, self._marks.values())]
+        frames = [*settlements, *[_Begun(mark.now) for mark in self._marks.values()]]
         self._number += 1
         path = self._folder / f"{self._number:08}{_SUFFIX}"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
