@@ -74,6 +74,7 @@ def main() -> None:
                 if "latency" not in options.skip and number:
                     for streams in _LATENCY_STREAMS:
                         found.latency(gateway.name, streams, _streamed(port, streams), _streamed(gateway, streams))
+    _tell(f"before the memory is measured:\n{found}")
     if "memory" not in options.skip:
         for name, start in starts.items():
             with tempfile.TemporaryDirectory() as folder, _upstream(_SLOW_TICK) as port:
@@ -147,7 +148,10 @@ def _holding(gateway: Gateway, many: int) -> tuple[int, float]:
         driver.stdin.flush()
         streams, memory = int(driver.stdout.readline()), gateway.memory_mb()
         out, _ = driver.communicate()
-        problem = msgspec.json.decode(out, type=Result).problem if out else "the clients were cut off"
+        try:
+            problem = msgspec.json.decode(out, type=Result).problem
+        except msgspec.DecodeError:
+            problem = "the clients were cut off"
         if problem:
             _tell(f"{gateway.name} with {many} streams: {problem}")
         return streams, memory
