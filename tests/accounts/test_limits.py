@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from moonbase.accounts.limits import Admission, Bound, Counters, Limiter, bounds, exceeds
+from moonbase.accounts.limits import Admission, Bound, Counters, Limiter, bounds
 from moonbase.accounts.local_counters import LocalCounters, Tally
 from moonbase.accounts.shared_counters import SharedCounters
 from moonbase.accounts.tiers import TIERS, effective_limits
@@ -257,9 +257,12 @@ def test_an_organization_has_the_limits_of_its_tier_but_for_its_own(tier: int) -
     assert effective_limits(Limits(rpm=7), tier=tier, postpaid=True) == Limits(rpm=7)
 
 
-@given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 10**9))
 def test_the_one_comparison_lets_exactly_the_limit_through(limit: int, current: int, amount: int) -> None:
-    assert exceeds(Bound("key", "ak-a", "TPM", limit), current, amount) == (current + amount > limit)
+    tally, bound = Tally(), Bound("key", "ak-a", "TPM", limit)
+    tally.learn(bound, current)
+    over = tally.over((bound,), amount)
+    assert over == ((bound, current + amount) if current + amount > limit else None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(1, 50)), max_size=40))

@@ -37,7 +37,7 @@ from moonbase.errors import (
     ModelNotFound,
 )
 from moonbase.formats.kimi_k2.format import KimiK2
-from moonbase.router.chat_deployment import CallIds, ChatDeployment, Target
+from moonbase.router.chat_deployment import CallIds, ChatDeployment, Target, limit_name
 from moonbase.router.chat_stream import ChatStream
 from moonbase.router.deployment import EventStream
 from moonbase.router.encoding import ConversationEncoder
@@ -998,7 +998,7 @@ def test_ids_have_the_services_form_and_are_never_given_twice(
     ("url", "name"), [("https://api.openai.com/v1", "max_completion_tokens"), ("http://h:8000/v1", "max_tokens")]
 )
 def test_only_openai_itself_wants_the_newer_name_of_the_limit(url: str, name: str) -> None:
-    assert Target(upstream="openai", url=url).limit_name == name
+    assert limit_name(url) == name
 
 
 def test_a_url_that_cannot_be_used_is_a_configuration_error() -> None:

@@ -54,11 +54,6 @@ def bounds(caller: Caller) -> Bounds:
     return Bounds(entry, tokens, bool(entry or tokens))
 
 
-def exceeds(bound: Bound, current: int, amount: int) -> bool:
-    """Whether `amount` more is too much: the one comparison for all scopes and kinds."""
-    return current + amount > bound.limit
-
-
 class Counters(Protocol):
     """Where admissions are counted."""
 

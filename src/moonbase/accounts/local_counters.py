@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moonbase.accounts.limits import Admission, Bound, exceeds
+from moonbase.accounts.limits import Admission, Bound
 from moonbase.errors import LimitKind, RateLimited
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ class Tally:
 
     def over(self, wanted: tuple[Bound, ...], amount: int) -> tuple[Bound, int] | None:
         """The first limit that `amount` more would exceed, and what its count would be."""
+        counts = self.counts
         for bound in wanted:
-            current = self.counts[bound.kind].get(bound.id, 0)
-            if exceeds(bound, current, amount):
-                return bound, current + amount
+            count = counts[bound.kind].get(bound.id, 0) + amount
+            if count > bound.limit:
+                return bound, count
         return None
 
     def add(self, bound: Bound, amount: int) -> None:
@@ -49,6 +50,13 @@ class Tally:
             counts[bound.id] = count
         else:
             counts.pop(bound.id, None)
+
+    def take(self, wanted: tuple[Bound, ...], amount: int) -> None:
+        """Count `amount` more, which is more than nothing, for all of `wanted`."""
+        counts = self.counts
+        for bound in wanted:
+            of_kind = counts[bound.kind]
+            of_kind[bound.id] = of_kind.get(bound.id, 0) + amount
 
     def learn(self, bound: Bound, count: int) -> None:
         """It is known to be `count` at least."""
@@ -92,8 +100,7 @@ class LocalCounters:
         over = self.tally.over(wanted, amount)
         if over is not None:
             raise admission.refusal(*over)
-        for bound in wanted:
-            self.tally.add(bound, amount)
+        self.tally.take(wanted, amount)
 
     def _close(self, admission: Admission) -> None:
         admission.phase = "left"

@@ -59,11 +59,6 @@ class Target(Struct, frozen=True, kw_only=True):
     patience: float = 7200.0
 
     @property
-    def limit_name(self) -> LimitName:
-        """Every server knows the older name, but for OpenAI's own: its newer models refuse it."""
-        return "max_completion_tokens" if urlsplit(self.url).hostname == "api.openai.com" else "max_tokens"
-
-    @property
     def streams_always(self) -> bool:
         """Whether answers are asked for as streams whatever the client asked for (decision 0016)."""
         return self.upstream == "moonshot"
@@ -101,6 +96,7 @@ class ChatDeployment:
         self.own_window: int | None = None
         self.ready = False
         self._target = target
+        self._limit_name = limit_name(target.url)
         self._client = UpstreamClient(
             target.url,
             headers={"Authorization": f"Bearer {target.api_key}"} if target.api_key else {},
@@ -175,7 +171,7 @@ class ChatDeployment:
             max_tokens=limit,
             thinking=self._thinking(request, prepared.conversation),
             stream=streams,
-            limit_name=target.limit_name,
+            limit_name=self._limit_name,
         )
         passed_on = None if target.model else request.model
         most = self._most(prepared.wording, limit)
@@ -298,6 +294,11 @@ class ChatDeployment:
             reasoning=any(model.reasoning for model in serving),
             tools=True,
         )
+
+
+def limit_name(url: str) -> LimitName:
+    """Every server knows the older name, but for OpenAI's own: its newer models refuse it."""
+    return "max_completion_tokens" if urlsplit(url).hostname == "api.openai.com" else "max_tokens"
 
 
 def _worded(request: ChatRequest) -> tuple[Wording, int]:

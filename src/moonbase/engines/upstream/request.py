@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal, get_args
 
 from moonbase.engines.upstream.address import Address, is_target
@@ -9,6 +10,7 @@ from moonbase.engines.upstream.proxy import Proxy
 
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 
+_KEPT = 64  # heads of the latest kinds of requests, which mostly are few
 _METHODS = frozenset(get_args(Method))
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # latin-1 without control characters
@@ -46,6 +48,7 @@ class HeadWriter:
             own["user-agent"] = "moonbase"
         self._shared = _encode(own, frozenset()) + common
         self._taken = _OURS | names
+        self._begun = lru_cache(maxsize=_KEPT)(self._begin)
 
     def write(self, method: Method, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
         """The head up to its blank line. `path` comes after the address's own.
@@ -53,15 +56,18 @@ class HeadWriter:
         Raises `ValueError` for a header that is malformed, ours to set, or among those that every request
         has, and for a path that cannot stand in a request line. The error never repeats a value.
         """
+        head = self._begun(method, path, tuple(headers.items()))
+        if body is None and method == "GET":
+            return head + b"\r\n"
+        return b"%bcontent-length: %d\r\n\r\n" % (head, len(body or b""))
+
+    def _begin(self, method: Method, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
         if method not in _METHODS:
             raise ValueError(f"{method!r} is not a method of this client")
         if not is_target(path):
             raise ValueError(f"{path!r} is not a path")
         line = f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode()
-        head = line + self._shared + _encode(headers, self._taken)
-        if body is None and method == "GET":
-            return head + b"\r\n"
-        return b"%bcontent-length: %d\r\n\r\n" % (head, len(body or b""))
+        return line + self._shared + _encode(dict(headers), self._taken)
 
 
 def _encode(headers: Mapping[str, str], taken: frozenset[str]) -> bytes:

@@ -82,6 +82,7 @@ class AnswerReader:
         self._going_on = choices  # choices without a finish_reason
         self._estimate = 0  # of all choices
         self._told = False  # whether any usage has come
+        self._counted = 0  # of the choices that have ended
         self.prompt_tokens = prompt_tokens
         """As the server counts them once it has told."""
         self.cached_tokens = 0
@@ -97,6 +98,8 @@ class AnswerReader:
     @property
     def completion_tokens(self) -> int:
         """Of all choices: as the server counts them once it has told, an estimate before."""
+        if self.complete:
+            return self._counted
         if not self._told:
             return self._estimate
         counted = sum([choice.tokens for choice in self._choices])
@@ -120,7 +123,8 @@ class AnswerReader:
         """The response is over. Raises when a choice is not."""
         if not self.stopped:
             raise broken("ended the answer before every choice had a finish_reason")
-        self._close(events)
+        if not self.complete:
+            self._close(events)
 
     def _learn(self) -> None:
         """A usage has come: take from it what is of the prompt."""
@@ -292,6 +296,7 @@ class AnswerReader:
         choice.usage = usage
         choice.ended = True
         self._open -= 1
+        self._counted += usage.completion_tokens
         self.complete = not self._open
         events.append(Finished(choice.number, choice.finish, usage, broken_calls=int(choice.lost_calls)))
 
