@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.soak.background import Told, WellBehaved
-from benchmarks.soak.dialects import OPENAI
+from benchmarks.soak.dialects import ANTHROPIC, OPENAI, Dialect
 from benchmarks.soak.hostile import HOSTILE
 from benchmarks.soak.prompts import Prompts
 from benchmarks.soak.report import Report
@@ -37,7 +37,9 @@ _AT_ONCE = 300  # scenes
 _PATIENCE = 90.0  # seconds in which a scene has to end
 _STEADY = 6.0  # seconds without a change that make a moment quiet: longer than connections between servers are kept
 _QUIET_WITHIN = 60.0
-_FILLING = 400  # requests of some 90 messages and 35 tools, which are more than the caches hold
+_FILLING = 300  # requests to each engine of some 90 messages and 35 tools, before memory is looked at
+_FILLINGS = 12  # at most
+_STILL = 1.01  # times the memory of before: the caches are full
 _CENTURIES = "1000000"  # of money
 
 
@@ -96,18 +98,28 @@ class Soak:
     async def _fill(self, stage: Stage) -> None:
         """Put into the caches of all engines as much as they hold, in pieces of the sizes of those to come.
 
-        Of connections to the database, too, there are as many as are ever kept.
+        What `chaos` is asked for is only counted: it would take its time. Of connections to the database, too, there
+        are as many as are ever kept.
         """
         for _ in range(3):
             await asyncio.gather(*[stage.administrator.call("GET", "usage?group_by=day") for _ in range(50)])
-        prompts = stage.prompts
-        for model in (ECHO, FAR, CHAOS):
-            for _ in range(_FILLING):
+        asked: tuple[tuple[Dialect, str, str], ...] = (
+            (OPENAI, OPENAI.path, ECHO),
+            (OPENAI, OPENAI.path, FAR),
+            (ANTHROPIC, f"{ANTHROPIC.path}/count_tokens", CHAOS),
+        )
+        prompts, before, now = stage.prompts, 0.0, 1.0
+        for _ in range(_FILLINGS):
+            if now < _STILL * before:
+                break
+            for dialect, path, model in asked * _FILLING:
                 turns = [turn for _ in range(50) for turn in prompts.conversation(prompts.last())]
                 tools = [tool for _ in range(10) for tool in prompts.tools()]
-                body = OPENAI.body(model, turns, limit=1, stream=False, tools=tools)
+                body = dialect.body(model, turns, limit=1, stream=False, tools=tools)
                 async with connected(stage.port) as connection:
-                    expect(await connection.ask(request(OPENAI.path, stage.key, body)), 200, 500, 503, 504)
+                    expect(await connection.ask(request(path, stage.key, body)), 200)
+            sample = self._servers.sample()
+            before, now = now, sample.near_mb + sample.far_mb
 
     async def _phase(self, stage: Stage, clients: WellBehaved, seconds: float) -> Sample:
         """Load for so long, and then a quiet moment and what the servers have in it."""
