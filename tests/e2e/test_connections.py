@@ -424,3 +424,16 @@ def test_bodies_that_are_held_at_once_have_a_limit_together(start_server: StartS
         assert parsed(connection.recv(65536))[0] == 200
     for _ in range(3):
         assert server.post(large).status == 200
+
+
+def test_a_body_is_held_no_more_once_its_answer_has_begun(start_server: StartServer) -> None:
+    server = start_server("--set", "server.max_bodies_bytes=10000", "--set", "echo.delay=0.5")
+    stream = chat_body("one two three four five six seven", padding="x" * 7_000, stream=True)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(post(server, body=stream))
+        begun = b""
+        while b"one" not in begun:
+            begun += connection.recv(65536)
+        assert server.post(chat_body("Hi", padding="x" * 7_000)).status == 200
+        rest = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert b"seven" in rest, "the stream went on meanwhile"

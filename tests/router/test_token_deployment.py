@@ -37,9 +37,11 @@ class StillEngine:
     waiting = running = 0
     ready = True
 
-    def __init__(self, window: int | None = None, *, constrains: bool = False) -> None:
+    def __init__(self, window: int | None = None, *, constrains: bool = False, reads_text: bool = False) -> None:
         dialect = TokenDialect(TOKENIZER) if constrains else None
-        self.description = EngineDescription(name="still", model="still", window=window, dialect=dialect)
+        self.description = EngineDescription(
+            name="still", model="still", window=window, dialect=dialect, reads_text=reads_text
+        )
         self.cancelled: list[int | None] = []
         self.requests: list[GenerateRequest] = []
 
@@ -186,7 +188,15 @@ async def test_the_engine_gets_the_prompt_the_stops_of_the_format_and_the_scope(
     end = [marker("<|im_assistant|>"), *tokens("assistant"), marker("<|im_middle|>")]
     assert request.prompt_ids.tolist()[-len(expected) - len(end) :] == expected + end
     assert request.stop_ids == (marker("<|im_end|>"), marker("[EOS]"))
-    assert (request.cache_scope, request.user_text, request.max_tokens) == ("org", "Hi", 100)
+    assert (request.cache_scope, request.max_tokens) == ("org", 100)
+
+
+@pytest.mark.parametrize("reads_text", [True, False])
+async def test_only_an_engine_that_reads_text_is_given_the_users(reads_text: bool) -> None:
+    engine = StillEngine(reads_text=reads_text)
+    with await opened(deployment(engine), "Hi"):
+        [request] = engine.requests
+    assert request.user_text == ("Hi" if reads_text else "")
 
 
 async def test_an_engine_that_goes_on_over_the_limit_is_cut_and_only_the_limit_is_counted() -> None:

@@ -34,7 +34,8 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     `window` is prompt plus completion in tokens; None means no limit of its own.
     `dialect` is how it takes grammars, None where it can be held to none; an engine with `validates_only` is told
     constraints instead and leaves them to the validation after generation. One that `spells_markers` knows no tokens
-    in grammars: a marker that is one token may come as its characters all the same.
+    in grammars: a marker that is one token may come as its characters all the same. One that `reads_text` answers from
+    the user's text, which no other is given.
     """
 
     name: str
@@ -44,6 +45,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     validates_only: bool = False
     reports_cached: bool = False
     spells_markers: bool = False
+    reads_text: bool = False
 
 
 class GenerateRequest(Struct, frozen=True, kw_only=True):
@@ -54,7 +56,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     `constraint` is what the output must be, and `grammar` the same in the engine's own dialect: an engine with a
     dialect obeys `grammar` alone, and a `constraint` without one goes unenforced there.
     `cache_scope` separates prefix caches (an organization id). `user_text` is the last user message, which `turn`
-    answers have followed, for engines that answer from text.
+    answers have followed, for engines that read text.
     """
 
     request_id: str

@@ -64,7 +64,7 @@ class ChaosEngine:
     - `cut_short`: breaks off as if the output limit were reached
     """
 
-    description = EngineDescription(name="chaos", model="chaos", window=None, validates_only=True)
+    description = EngineDescription(name="chaos", model="chaos", window=None, validates_only=True, reads_text=True)
     waiting = 0
 
     def __init__(self, settings: ChaosSettings, tokenizer: Tokenizer) -> None:

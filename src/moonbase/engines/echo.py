@@ -20,7 +20,7 @@ from moonbase.errors import ConfigurationError
 class EchoEngine:
     """Has no window of its own: every public id keeps its nominal one."""
 
-    description = EngineDescription(name="echo", model="echo", window=None, validates_only=True)
+    description = EngineDescription(name="echo", model="echo", window=None, validates_only=True, reads_text=True)
     ready = True
     running = 0
     waiting = 0

@@ -118,7 +118,7 @@ class TokenDeployment:
                 constraint=prompt.constraint,
                 grammar=prompt.grammar,
                 cache_scope=prompt.scope,
-                user_text=prompt.conversation.user_text,
+                user_text=prompt.conversation.user_text if self._engine.description.reads_text else "",
                 turn=prompt.conversation.turn,
             )
         )

@@ -11,7 +11,6 @@ import msgspec
 from moonbase.accounts.accounts import Accounts, bearer, credential
 from moonbase.catalog.catalog import Catalog
 from moonbase.chat.events import ChatEvent
-from moonbase.chat.request import ChatRequest
 from moonbase.config import Settings
 from moonbase.dialects.base import Head
 from moonbase.dialects.openai.models import ModelEntry, encode_balance, encode_models
@@ -53,13 +52,19 @@ class ChatEndpoint:
                     exchange.model = answer.model.id
                     exchange.on_leave = answer.abandon
                     events = await answer.read()  # nothing is sent before this: a failure is still a status
-                    if request.stream:
-                        await self._stream(exchange, request, answer, events)
+                    stream, asked, include_usage = request.stream, request.model, request.include_usage
+                    del request
+                    exchange.release()
+                    if stream:
+                        await self._stream(exchange, asked, answer, events, include_usage=include_usage)
                     else:
-                        await self._whole(exchange, request, answer, events)
+                        await self._whole(exchange, asked, answer, events)
 
-    async def _stream(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
-        encoder = exchange.dialect.stream(self._head(exchange, request, answer, exchange.arrival.at // 1000))
+    async def _stream(
+        self, exchange: Exchange, asked: str, answer: Answer, events: list[ChatEvent], *, include_usage: bool
+    ) -> None:
+        began = exchange.arrival.at // 1000
+        encoder = exchange.dialect.stream(self._head(exchange, asked, answer, began, include_usage=include_usage))
         await exchange.start([(b"cache-control", b"no-cache"), *_answer_headers(answer)])
 
         http = exchange.http
@@ -86,7 +91,7 @@ class ChatEndpoint:
             raise
         await exchange.send(encoder.done(), more=False)
 
-    async def _whole(self, exchange: Exchange, request: ChatRequest, answer: Answer, events: list[ChatEvent]) -> None:
+    async def _whole(self, exchange: Exchange, asked: str, answer: Answer, events: list[ChatEvent]) -> None:
         everything: list[ChatEvent] = []
 
         def deliver(events: Events) -> bool:
@@ -96,19 +101,22 @@ class ChatEndpoint:
         while events:
             everything += events
             events = await answer.read(deliver)
-        body = exchange.dialect.whole(self._head(exchange, request, answer, int(time.time())), everything)
+        body = exchange.dialect.whole(self._head(exchange, asked, answer, int(time.time())), everything)
         await answer.settle()
         await exchange.respond(body, headers=_answer_headers(answer))
 
-    def _head(self, exchange: Exchange, request: ChatRequest, answer: Answer, created: int) -> Head:
+    def _head(
+        self, exchange: Exchange, asked: str, answer: Answer, created: int, *, include_usage: bool = False
+    ) -> Head:
+        """`asked` is the id that the client asked for."""
         return Head(
             id=self._ids.completion(exchange.arrival.at // 1000),
             created=created,
-            model=request.model,
+            model=asked,
             served_by=answer.served_by,
             prompt_tokens=answer.prompt_tokens,
             cached_tokens=answer.cached_tokens,
-            include_usage=request.include_usage,
+            include_usage=include_usage,
         )
 
 

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 import urllib.parse
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -200,6 +199,14 @@ class HttpRequest:
 class HttpConnection(asyncio.Protocol):
     """One connection of a client. Requests are answered in the order in which they came."""
 
+    __slots__ = (  # a server has thousands
+        *("_answering", "_app", "_asked", "_began", "_body_bytes", "_deadline", "_drained", "_expects_continue"),
+        *("_framing", "_head_bytes", "_headers", "_held", "_held_size", "_in_head", "_keepalive", "_last", "_limits"),
+        *("_local", "_loop", "_outbox", "_parser", "_peer", "_phase", "_reading_paused", "_receiving", "_refusal"),
+        *("_refused", "_scheme", "_state", "_stuck", "_tick", "_timer", "_unsent", "_url", "_waiting"),
+        *("paused", "transport"),
+    )
+
     def __init__(
         self,
         limits: ServerSettings,
@@ -248,7 +255,7 @@ class HttpConnection(asyncio.Protocol):
         self._held_size = 0
         # What is answered
         self._answering: HttpRequest | None = None
-        self._waiting: deque[HttpRequest] = deque()
+        self._waiting: list[HttpRequest] = []  # few: what is read at once is bounded
         self._last = False  # whether no request is taken after the one that is answered
         self._refused = False  # what came behind it is none
 
@@ -307,7 +314,7 @@ class HttpConnection(asyncio.Protocol):
         if not request.keep_alive:
             self.close()
         elif self._waiting:
-            self._answer(self._waiting.popleft())
+            self._answer(self._waiting.pop(0))
         elif self._refused:
             self._send_refusal()
         elif self._last:

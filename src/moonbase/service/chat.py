@@ -196,6 +196,7 @@ class ChatService:
     async def open(self, admission: Admission, request: ChatRequest, arrival: Arrival) -> AsyncIterator[Answer]:
         """Run `request`; everything it holds is released, and the account settled, on leaving.
 
+        What the answer does not need of the request is let go when it begins.
         Tokens generated until then are billed, unless the answer failed for a reason of ours.
         Raises `ApiError` for whatever is wrong before the first event.
         """
@@ -232,6 +233,7 @@ class ChatService:
         ):
             reservation.follow(stream)
             answer = Answer(model, deployment, stream, metrics, arrival, demand, reservation)
+            del request, conversation, prompt, demand  # large ones; an answer may run for an hour
             failed = True
             try:
                 yield answer

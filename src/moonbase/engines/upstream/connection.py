@@ -31,6 +31,12 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """Runs exchanges over a transport that somebody else opens. `peer` names the server in errors."""
 
+    __slots__ = (
+        *("_besides_body", "_cut_short", "_exchange", "_limits", "_outbox", "_owner", "_parser", "_peer", "_phase"),
+        *("_reading_paused", "_reused", "_silent", "_since", "_small", "_tick", "_timer", "_transport", "_unsent"),
+        "_writing_paused",
+    )
+
     def __init__(self, owner: Owner, peer: str, limits: UpstreamLimits, outbox: Outbox) -> None:
         self._owner = owner
         self._peer = peer

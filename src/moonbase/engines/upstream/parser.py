@@ -20,6 +20,11 @@ class ResponseParser:
     `chunks` holds the pieces of body that have come since `take`. Interim responses (1xx) are skipped.
     """
 
+    __slots__ = (
+        *("_interim", "_limits", "_own_chunks", "_parser", "_raw_headers", "chunks", "complete", "feed"),
+        *("head_complete", "headers", "on_body", "reusable", "status", "until_close"),
+    )
+
     def __init__(self, limits: UpstreamLimits) -> None:
         self._limits = limits
         self.chunks: list[bytes] = []
