@@ -200,7 +200,7 @@ def _answered(deliver: Callable[[list[ChatEvent]], bool]) -> Step:
     held: Any = _Reservation()
     arrival = Arrival("", 0, 0.0)
     model = load_catalog({}).resolve(_MODEL)
-    answer = Answer(model, deployment, stream, ModelMetrics(), arrival, demand, held)  # type: ignore[arg-type]
+    answer = Answer(model, deployment, ModelMetrics(), arrival, demand, held, stream)  # type: ignore[arg-type]
     _TASKS.append(asyncio.get_running_loop().create_task(_read(answer, deliver)))
     return step
 

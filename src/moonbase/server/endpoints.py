@@ -47,18 +47,20 @@ class ChatEndpoint:
         caller = await _enter(self._accounts, exchange, self._name)
         with self._accounts.admit(caller) as admission:
             request = await _decoded(exchange.dialect.decode, await exchange.body())
-            with exchange.while_connected():
-                async with self._chat.open(admission, request, exchange.arrival) as answer:
-                    exchange.model = answer.model.id
-                    exchange.on_leave = answer.abandon
-                    events = await answer.read()  # nothing is sent before this: a failure is still a status
-                    stream, asked, include_usage = request.stream, request.model, request.include_usage
-                    del request
-                    exchange.release()
-                    if stream:
-                        await self._stream(exchange, asked, answer, events, include_usage=include_usage)
-                    else:
-                        await self._whole(exchange, asked, answer, events)
+            with (
+                exchange.while_connected(),
+                await self._chat.open(admission, request, exchange.arrival) as answer,
+            ):
+                exchange.model = answer.model.id
+                exchange.on_leave = answer.abandon
+                events = await answer.read()  # nothing is sent before this: a failure is still a status
+                stream, asked, include_usage = request.stream, request.model, request.include_usage
+                del request
+                exchange.release()
+                if stream:
+                    await self._stream(exchange, asked, answer, events, include_usage=include_usage)
+                else:
+                    await self._whole(exchange, asked, answer, events)
 
     async def _stream(
         self, exchange: Exchange, asked: str, answer: Answer, events: list[ChatEvent], *, include_usage: bool

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -47,11 +48,11 @@ class Answer:
         self,
         model: Model,
         deployment: Deployment,
-        stream: EventStream,
         metrics: ModelMetrics,
         arrival: Arrival,
         demand: Demand,
         reservation: Reservation,
+        stream: EventStream,
     ) -> None:
         self.model = model
         self.served_by = deployment.name
@@ -192,13 +193,14 @@ class ChatService:
         self._metrics = metrics
         self._schemas = SchemaBook()
 
-    @asynccontextmanager
-    async def open(self, admission: Admission, request: ChatRequest, arrival: Arrival) -> AsyncIterator[Answer]:
-        """Run `request`; everything it holds is released, and the account settled, on leaving.
+    async def open(
+        self, admission: Admission, request: ChatRequest, arrival: Arrival
+    ) -> AbstractContextManager[Answer]:
+        """Make `request` ready to run, which entering what is returned does; it has to be entered.
 
-        What the answer does not need of the request is let go when it begins.
-        Tokens generated until then are billed, unless the answer failed for a reason of ours.
-        Raises `ApiError` for whatever is wrong before the first event.
+        Everything it holds is released, and the account settled, on leaving. Tokens generated until then are billed,
+        unless the answer failed for a reason of ours. What the answer does not need of the request is let go.
+        Both raise `ApiError` for whatever is wrong before the first event.
         """
         caller = admission.caller
         model = permitted(self._catalog, caller, request.model)
@@ -217,30 +219,19 @@ class ChatService:
         await admission.charge(prompt.tokens + max_tokens * sampling.n)
         billed = model.tier_for(prompt.tokens + max_tokens)
         today = datetime.fromtimestamp(arrival.at / 1000, UTC).date()
-        with (
-            await self._ledger.reserve(
-                caller,
-                request_id=arrival.request_id,
-                model=billed.id,
-                served_by=deployment.name,
-                price=self._prices.price(billed, today, caller.currency),
-                prompt_tokens=prompt.tokens,
-                max_tokens=max_tokens * sampling.n,
-                started_at=arrival.at,
-            ) as reservation,
-            prompt.open(arrival.request_id, sampling=sampling, max_tokens=max_tokens) as stream,
-            _Watchdog(stream, deployment.limits),
-        ):
-            reservation.follow(stream)
-            answer = Answer(model, deployment, stream, metrics, arrival, demand, reservation)
-            del request, conversation, prompt, demand  # large ones; an answer may run for an hour
-            failed = True
-            try:
-                yield answer
-                failed = False
-            finally:
-                if not reservation.settled:
-                    answer.end(failed=failed and not answer.abandoned)
+        reservation = await self._ledger.reserve(
+            caller,
+            request_id=arrival.request_id,
+            model=billed.id,
+            served_by=deployment.name,
+            price=self._prices.price(billed, today, caller.currency),
+            prompt_tokens=prompt.tokens,
+            max_tokens=max_tokens * sampling.n,
+            started_at=arrival.at,
+        )
+        run = partial(prompt.open, arrival.request_id, sampling=sampling, max_tokens=max_tokens)
+        answer = partial(Answer, model, deployment, metrics, arrival, demand, reservation)
+        return _running(run, answer, reservation, deployment.limits)
 
     def _translated(self, request: ChatRequest, model: Model, demand: Demand) -> ChatRequest:
         """The request with its sampling in the model's terms.
@@ -296,6 +287,26 @@ class ChatService:
             raise PromptTooLong(window, prompt.tokens + request.max_tokens)
         adapted.append(f"max_tokens={room}")
         return room
+
+
+@contextmanager
+def _running(
+    run: Callable[[], EventStream],
+    answer_of: Callable[[EventStream], Answer],
+    reservation: Reservation,
+    limits: EngineSettings,
+) -> Iterator[Answer]:
+    with reservation, run() as stream, _Watchdog(stream, limits):
+        reservation.follow(stream)
+        answer = answer_of(stream)
+        del run, answer_of  # they hold the request, which may be large, and an answer may run for an hour
+        failed = True
+        try:
+            yield answer
+            failed = False
+        finally:
+            if not reservation.settled:
+                answer.end(failed=failed and not answer.abandoned)
 
 
 def _stable(conversation: Conversation, deployment: Deployment) -> tuple[Conversation, int]:
