@@ -59,9 +59,17 @@ class _Details(Struct, frozen=True):
 
 
 class _Usage(Struct, frozen=True):
+    """Kimi's API has the known tokens in a field of their own, OpenAI's in the details of the prompt's."""
+
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+
+    @property
+    def known(self) -> int:
+        details = self.prompt_tokens_details
+        return self.cached_tokens or (0 if details is None else details.cached_tokens or 0)
 
 
 class _Chunk(Struct, frozen=True):
@@ -103,11 +111,10 @@ class Client:
                         finish = choice.finish_reason or finish
         if usage is None:
             raise SystemExit(f"{self._name}: an answer without usage")
-        details = usage.prompt_tokens_details
         return Answer(
             "".join(pieces),
             usage.prompt_tokens,
-            (details and details.cached_tokens) or 0,
+            usage.known,
             usage.completion_tokens,
             finish == "length",
             time.monotonic() - began,

