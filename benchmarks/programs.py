@@ -26,7 +26,7 @@ def environment(*requirements: str) -> Path:
 
     Raises `CalledProcessError`, whose `stderr` says why pip could not.
     """
-    folder = _folder(*requirements)
+    folder = kept(*requirements)
     if not (folder / "installed").exists():
         venv.create(folder, with_pip=True, clear=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *requirements]
@@ -47,7 +47,7 @@ def llama_server() -> Path:
 
     What it says meanwhile goes to standard error. Raises `CalledProcessError`.
     """
-    folder = _folder(LLAMA_CPP, *_LLAMA_SERVER, _processor())
+    folder = kept(LLAMA_CPP, *_LLAMA_SERVER, _processor())
     if not (folder / "llama-server").exists():
         tools = environment(*_BUILDERS) / "bin"
         shutil.rmtree(folder, ignore_errors=True)
@@ -84,8 +84,8 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _folder(*parts: str) -> Path:
-    """Where a program is kept that is made of these, the first of which names it."""
+def kept(*parts: str) -> Path:
+    """Where in the share folder of our own there is what is made of these, the first of which names it."""
     name = parts[0].partition("[")[0].partition("=")[0]
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
     return Path(sys.prefix) / "share" / "moonbase-programs" / f"{name}-{digest}"

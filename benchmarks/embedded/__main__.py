@@ -48,10 +48,9 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="file for the figures of every run, as JSON")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     options = parser.parse_args()
+    compared = contenders([each for each in options.only if each not in options.skip])
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        compared = contenders([each for each in options.only if each not in options.skip], folder)
-        bench = Bench(compared, options.rounds, options.figures, folder)
+        bench = Bench(compared, options.rounds, options.figures, Path(name))
         if "streams" not in options.skip:
             for streams in _STREAMS:
                 bench.stories(streams)
@@ -66,12 +65,12 @@ def main() -> None:
 class Bench:
     """The contenders, and what was measured of them."""
 
-    def __init__(self, contenders: list[Contender], rounds: int, figures: Path | None, folder: Path) -> None:
+    def __init__(self, contenders: list[Contender], rounds: int, figures: Path | None, logs: Path) -> None:
         self.runs: list[Run] = []
         self._contenders = contenders
         self._rounds = rounds
         self._figures = figures
-        self._folder = folder
+        self._logs = logs
 
     def stories(self, streams: int) -> None:
         """Ends the program when a prompt is not the same tokens to all servers."""
@@ -95,7 +94,7 @@ class Bench:
             servers: list[ChatServer] = []
             for each in self._contenders:
                 tell(f"starting {each.name} for {places} streams")
-                servers.append(stack.enter_context(each.start(places, window, self._folder)))
+                servers.append(stack.enter_context(each.start(places, window, self._logs)))
             yield servers
 
     def _round(self, servers: list[ChatServer], number: int, work: Work) -> list[Run]:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from benchmarks import server
 from benchmarks.chat_server import ChatServer, running
 from benchmarks.embedded import checkpoint
-from benchmarks.programs import LLAMA_CPP, VLLM, llama_server, vllm_version
+from benchmarks.programs import LLAMA_CPP, VLLM, kept, llama_server, vllm_version
 from benchmarks.progress import tell
 from moonbase import config
 from moonbase.catalog.catalog import load_catalog
@@ -48,9 +48,10 @@ def weights() -> Path:
     return path
 
 
-def contenders(names: list[str], folder: Path) -> list[Contender]:
-    """Those of that name, ready to start: llama-server is compiled if it is not yet, and vLLM's weights are written
-    into `folder`. Without vLLM there is a word on standard error in its place.
+def contenders(names: list[str]) -> list[Contender]:
+    """Those of that name, ready to start: llama-server is compiled and vLLM's weights are written if they are not yet.
+
+    Without vLLM there is a word on standard error in its place.
     """
     file = weights()
     found: list[Contender] = []
@@ -60,12 +61,20 @@ def contenders(names: list[str], folder: Path) -> list[Contender]:
         tell("compiling llama-server, if it is not yet")
         found.append(_llama_server(llama_server(), file))
     if VLLM_CPU in names and VLLM.exists():
-        tell("writing the weights for vLLM")
-        checkpoint.write(file, folder / file.stem)
-        found.append(_vllm(folder / file.stem))
+        tell("writing the weights for vLLM, if they are not yet")
+        found.append(_vllm(_checkpoint(file), file.stem))
     elif VLLM_CPU in names:
         tell("without vLLM, which scripts/install-vllm installs")
     return found
+
+
+def _checkpoint(file: Path) -> Path:
+    """Kept, since vLLM compiles the model again for every new path."""
+    folder = kept(file.stem, str(file.stat().st_size))
+    if not (folder / "written").exists():
+        checkpoint.write(file, folder)
+        (folder / "written").touch()
+    return folder
 
 
 def _moonbase() -> Contender:
@@ -103,10 +112,10 @@ def _llama_server(program: Path, file: Path) -> Contender:
         )
 
     command = f"llama-server {' '.join(options(file.name, 'N', 'N*W'))}"
-    return Contender(LLAMA_SERVER, LLAMA_CPP.replace("==", " "), command, start)
+    return Contender(LLAMA_SERVER, f"llama.cpp of {LLAMA_CPP.replace('==', ' ')}", command, start)
 
 
-def _vllm(folder: Path) -> Contender:
+def _vllm(folder: Path, name: str) -> Contender:
     """With a thread for each processor, of which it would leave one alone."""
 
     def options(model: str) -> list[str]:
@@ -131,5 +140,5 @@ def _vllm(folder: Path) -> Contender:
         )
 
     shown = [f"{name}={value}" for name, value in environ.items()]
-    command = " ".join([*shown, "python", *program, *options(folder.name)])
+    command = " ".join([*shown, "python", *program, *options(name)])
     return Contender(VLLM_CPU, vllm_version(), command, start)

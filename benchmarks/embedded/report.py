@@ -71,7 +71,7 @@ def _agents(names: list[str], runs: list[Run]) -> list[str]:
         *_head(
             [
                 *("server", "history", "prompt tokens a turn", "of these known", "CPU s a turn"),
-                *("seconds a turn, as the agent sees it", "CPU of a turn, kept in fresh"),
+                *("seconds a turn, as the agent sees it", "CPU, kept by fresh"),
             ]
         ),
     ]
