@@ -30,6 +30,7 @@ import msgspec
 from msgspec import Struct
 from tests.engines import tiny_k2, tiny_k2_gguf
 
+from benchmarks.programs import VLLM, vllm_version
 from benchmarks.replay import Parts, differences, record, write_script
 from benchmarks.server import Server, running
 from moonbase import config
@@ -54,7 +55,6 @@ MODEL = "kimi-k2-0905-preview"
 MAX_TOKENS = 2000
 _INVALID = "The model's output is not valid"
 _ROOT = Path(__file__).parents[1]
-_VLLM = _ROOT / ".venv-vllm" / "bin"
 _PACKAGES = {"openvino": "openvino-genai", "llamacpp": "xllamacpp", "llamacpp-smollm2": "xllamacpp"}
 
 
@@ -131,8 +131,8 @@ def subject(engine: str, vocabulary: Path, folder: Path, *, uniform: bool = Fals
             model = folder / "tiny-k2"
             liked = [f"{token}={logit}" for token, logit in likings.items()]
             script = _ROOT / "tests" / "engines" / "tiny_k2.py"
-            subprocess.run([_VLLM / "python", script, vocabulary, model, *liked], check=True)
-            os.environ["PATH"] = f"{_VLLM}{os.pathsep}{os.environ['PATH']}"
+            subprocess.run([VLLM / "python", script, vocabulary, model, *liked], check=True)
+            os.environ["PATH"] = f"{VLLM}{os.pathsep}{os.environ['PATH']}"
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
             settings = EngineSettings(
                 name="vllm",
@@ -140,17 +140,12 @@ def subject(engine: str, vocabulary: Path, folder: Path, *, uniform: bool = Fals
                 vocabulary=str(vocabulary),
                 arguments=("--enforce-eager", "--max-model-len", "8192"),
             )
-            return Subject(engine, settings, weights, _vllm_version(), calls=not uniform)
+            return Subject(engine, settings, weights, vllm_version(), calls=not uniform)
 
 
 def _version(engine: str) -> str:
     package = _PACKAGES[engine]
     return f"{package} {version(package)}"
-
-
-def _vllm_version() -> str:
-    ask = "from importlib.metadata import version as v; print('vllm-cpu', v('vllm-cpu') + ', xgrammar', v('xgrammar'))"
-    return subprocess.run([_VLLM / "python", "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Round(Struct, frozen=True):

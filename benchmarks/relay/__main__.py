@@ -27,9 +27,12 @@ from typing import Any
 
 import msgspec
 
+from benchmarks import document
+from benchmarks.chat_server import ChatServer
+from benchmarks.progress import tell
 from benchmarks.relay import report
 from benchmarks.relay.driver import Load, Result
-from benchmarks.relay.gateways import Gateway, Place, floor, litellm, moonbase, router
+from benchmarks.relay.gateways import Place, floor, litellm, moonbase, router
 from benchmarks.relay.upstream import MODEL
 
 _TEXT = "Say it again, in other words, and at some length. " * 10  # a request of some 0.7 KB
@@ -42,7 +45,7 @@ _LATENCY_STREAMS = (1, 16, 64, 256)
 _SLOW_TICK = 2.0
 _MANY = 10_000
 
-Start = Callable[[Place], AbstractContextManager[Gateway]]
+Start = Callable[[Place], AbstractContextManager[ChatServer]]
 
 
 def main() -> None:
@@ -61,30 +64,30 @@ def main() -> None:
         port = stack.enter_context(_upstream(0.01))
         place = Place(Path(folder), port, options.vocabulary)
         starts = _starts(options.vocabulary, options.redis, options.only)
-        gateways: list[Gateway] = []
+        gateways: list[ChatServer] = []
         for name, start in starts.items():
-            _tell(f"starting {name}, installed first if it is not yet")
+            tell(f"starting {name}, installed first if it is not yet")
             gateways.append(gateway := stack.enter_context(start(place)))
             found.start(gateway.name, gateway.started, gateway.memory_mb())
         for number in range(options.rounds + 1):
             for gateway in gateways:
-                _tell(f"round {number} of {options.rounds}: {gateway.name}")
+                tell(f"round {number} of {options.rounds}: {gateway.name}")
                 if "cpu" not in options.skip:
                     found.cpu(gateway.name, number, _per_token(gateway), *_per_request(gateway, options.seconds))
                 if "latency" not in options.skip and number:
                     for streams in _LATENCY_STREAMS:
                         found.latency(gateway.name, streams, _streamed(port, streams), _streamed(gateway, streams))
-    _tell(f"before the memory is measured:\n{found}")
+    tell(f"before the memory is measured:\n{found}")
     if "memory" not in options.skip:
         for name, start in starts.items():
             with tempfile.TemporaryDirectory() as folder, _upstream(_SLOW_TICK) as port:
-                _tell(f"{many} streams: {name}")
+                tell(f"{many} streams: {name}")
                 with start(Place(Path(folder), port, options.vocabulary)) as gateway:
                     found.memory(gateway.name, _holding(gateway, many))
     text = str(found)
     print(text)
     if options.write:
-        report.write(text)
+        document.write("relay", text)
 
 
 def _starts(vocabulary: Path | None, redis: str | None, only: list[str] | None) -> dict[str, Start]:
@@ -106,7 +109,7 @@ def _starts(vocabulary: Path | None, redis: str | None, only: list[str] | None) 
     return found
 
 
-def _per_token(gateway: Gateway) -> float:
+def _per_token(gateway: ChatServer) -> float:
     """µs of CPU per token of streams."""
     streams = _STREAMS if "litellm" not in gateway.name else _STREAMS // 16
     before = gateway.cpu_seconds()
@@ -116,7 +119,7 @@ def _per_token(gateway: Gateway) -> float:
     return (gateway.cpu_seconds() - before) / (streams * _TOKENS) * 1e6
 
 
-def _per_request(gateway: Gateway, seconds: float) -> tuple[float, float]:
+def _per_request(gateway: ChatServer, seconds: float) -> tuple[float, float]:
     """µs of CPU per plain request, and requests per second."""
     before = gateway.cpu_seconds()
     load = Load(
@@ -128,7 +131,7 @@ def _per_request(gateway: Gateway, seconds: float) -> tuple[float, float]:
     return (gateway.cpu_seconds() - before) / result.requests * 1e6, result.requests / result.seconds
 
 
-def _streamed(target: Gateway | int, streams: int) -> Result:
+def _streamed(target: ChatServer | int, streams: int) -> Result:
     """Streams of 50 tokens, one after the other; `target` is a gateway, or the upstream's port."""
     asking: dict[str, Any]
     if isinstance(target, int):
@@ -138,7 +141,7 @@ def _streamed(target: Gateway | int, streams: int) -> Result:
     return _driven(Load(port=port, clients=streams, seconds=2.0, spread=0.2, **asking))
 
 
-def _holding(gateway: Gateway, many: int) -> tuple[int, float]:
+def _holding(gateway: ChatServer, many: int) -> tuple[int, float]:
     """How many of so many streams were open at once, and the resident memory with them, in MB."""
     load = Load(port=gateway.port, clients=many, spread=20.0, hold=True, **_asking(gateway, 100_000, stream=True))
     with _driver() as driver:
@@ -153,11 +156,11 @@ def _holding(gateway: Gateway, many: int) -> tuple[int, float]:
         except msgspec.DecodeError:
             problem = "the clients were cut off"
         if problem:
-            _tell(f"{gateway.name} with {many} streams: {problem}")
+            tell(f"{gateway.name} with {many} streams: {problem}")
         return streams, memory
 
 
-def _asking(gateway: Gateway, tokens: int, *, stream: bool) -> dict[str, Any]:
+def _asking(gateway: ChatServer, tokens: int, *, stream: bool) -> dict[str, Any]:
     return {
         "path": "/v1/chat/completions",
         "headers": gateway.headers,
@@ -220,10 +223,6 @@ def _many_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(_MANY, (soft - 200) // 2)
-
-
-def _tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

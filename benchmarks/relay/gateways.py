@@ -1,46 +1,24 @@
 """The gateways that are compared, each started as its documentation says, in front of one upstream."""
 
-import http.client
 import os
 import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 
-from benchmarks import processes
+from benchmarks.chat_server import ChatServer, running
 from benchmarks.programs import LITELLM, environment, litellm_proxy
 from benchmarks.relay.upstream import MODEL
 from moonbase.engines.process import free_port
 
-_START_SECONDS = 180
 _KIMI = "kimi-k2-0905-preview"
 _AMPLE = ["--concurrency", "1000000", "--rpm", "1000000000", "--tpm", "1000000000000", "--tpd", "1000000000000000"]
 _PROCESSOR = 0  # of all gateways
-
-
-class Gateway(Struct):
-    """One that runs: where clients reach it and how they ask, and how long its start took."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    port: int
-    model: str
-    headers: dict[str, str]
-    started: float
-
-    def cpu_seconds(self) -> float:
-        """Of all its processes."""
-        return processes.cpu_seconds(*processes.tree(self.process.pid))
-
-    def memory_mb(self) -> float:
-        """Of all its processes; what they share counts for each."""
-        return processes.memory_mb(*processes.tree(self.process.pid))
 
 
 class Place(Struct, frozen=True):
@@ -52,7 +30,7 @@ class Place(Struct, frozen=True):
 
 
 @contextmanager
-def moonbase(place: Place, name: str, engine: str, redis: str | None = None) -> Iterator[Gateway]:
+def moonbase(place: Place, name: str, engine: str, redis: str | None = None) -> Iterator[ChatServer]:
     """With a prepaid organization, limits of all kinds at all three scopes, metrics, and one line of log a request.
 
     With `redis` two gateway processes.
@@ -86,7 +64,7 @@ def moonbase(place: Place, name: str, engine: str, redis: str | None = None) -> 
 
 
 @contextmanager
-def floor(place: Place) -> Iterator[Gateway]:
+def floor(place: Place) -> Iterator[ChatServer]:
     """No gateway, but what any in Python pays for its sockets."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.relay.floor", str(port), str(place.upstream)]
@@ -95,7 +73,7 @@ def floor(place: Place) -> Iterator[Gateway]:
 
 
 @contextmanager
-def router(place: Place, requirement: str, command: tuple[str, ...]) -> Iterator[Gateway]:
+def router(place: Place, requirement: str, command: tuple[str, ...]) -> Iterator[ChatServer]:
     """A Rust router of PyPI's, without keys; round robin, the cheapest policy of both."""
     port = free_port()
     whole = [
@@ -109,7 +87,7 @@ def router(place: Place, requirement: str, command: tuple[str, ...]) -> Iterator
 
 
 @contextmanager
-def litellm(place: Place) -> Iterator[Gateway]:
+def litellm(place: Place) -> Iterator[ChatServer]:
     """LiteLLM's proxy with one model and a master key, without a database."""
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
     config = place.folder / "litellm.yaml"
@@ -124,7 +102,6 @@ def litellm(place: Place) -> Iterator[Gateway]:
         yield gateway
 
 
-@contextmanager
 def _running(
     place: Place,
     name: str,
@@ -133,42 +110,6 @@ def _running(
     model: str,
     headers: dict[str, str],
     environ: dict[str, str],
-) -> Iterator[Gateway]:
-    """Started, and ready once it has answered a request."""
-    began = time.monotonic()
+) -> AbstractContextManager[ChatServer]:
     log = place.folder / f"{name.replace(' ', '-')}.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            env=environ,
-            stdout=out,
-            stderr=out,
-            preexec_fn=lambda: os.sched_setaffinity(0, {_PROCESSOR}),
-        )
-    try:
-        while not _answers(port, model, headers):
-            if process.poll() is not None or time.monotonic() - began > _START_SECONDS:
-                raise SystemExit(f"{name} did not start:\n{log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.02)
-        yield Gateway(name, process, port, model, headers, time.monotonic() - began)
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _answers(port: int, model: str, headers: dict[str, str]) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    body = f'{{"model":"{model}","max_tokens":1,"messages":[{{"role":"user","content":"Hi"}}]}}'
-    try:
-        connection.request("POST", "/v1/chat/completions", body, {**headers, "Content-Type": "application/json"})
-        response = connection.getresponse()
-        response.read()
-        return response.status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return running(name, command, log, port=port, model=model, headers=headers, environ=environ, processor=_PROCESSOR)

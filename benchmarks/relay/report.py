@@ -1,16 +1,10 @@
 """The figures as tables."""
 
-import datetime
-import platform
 import statistics
-import subprocess
 from collections import defaultdict
-from pathlib import Path
 
+from benchmarks.document import made, spread
 from benchmarks.relay.driver import Result
-
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-_BEGIN, _END = "<!-- relay: begin -->\n", "<!-- relay: end -->\n"
 
 
 class Report:
@@ -49,15 +43,7 @@ class Report:
         self._held[name] = held
 
     def __str__(self) -> str:
-        return "\n".join([self._about(), *self._cost(), *self._latency(), *self._size()])
-
-    def _about(self) -> str:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        today = datetime.datetime.now(datetime.UTC).date()
-        return (
-            f"{today}, commit {commit.stdout.strip()}, Python {platform.python_version()}, "
-            f"{self._rounds} rounds; medians, and ranges in brackets.\n"
-        )
+        return "\n".join([f"{made(self._rounds)}\n", *self._cost(), *self._latency(), *self._size()])
 
     def _cost(self) -> list[str]:
         lines = [
@@ -65,7 +51,7 @@ class Report:
             "|---|---|---|---|",
         ]
         for name in self._tokens:
-            cells = (_spread(self._tokens[name]), _spread(self._requests[name]), _spread(self._rates[name], 0))
+            cells = (spread(self._tokens[name]), spread(self._requests[name]), spread(self._rates[name], 0))
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return [*lines, ""]
 
@@ -94,22 +80,9 @@ class Report:
         return [*lines, ""]
 
 
-def write(text: str) -> None:
-    """Into the place in the document that is kept for it."""
-    before, _, rest = _DOCUMENT.read_text(encoding="utf-8").partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    _DOCUMENT.write_text(f"{before}{_BEGIN}{text}{_END}{after}", encoding="utf-8")
-
-
 def _percentile(values: list[float], percent: int) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
-
-
-def _spread(values: list[float], digits: int = 1) -> str:
-    if not values:
-        return ""
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def _ms(pairs: list[tuple[float, float]], place: int) -> str:
