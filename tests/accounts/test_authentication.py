@@ -122,3 +122,21 @@ async def test_guesses_do_not_push_out_keys(database: Database, keys: Keys, cloc
                 await authenticator.find(f"sk-{guess:048}")
         await database.close()
         await authenticator.find(secret)
+
+
+async def test_what_is_too_old_to_count_is_forgotten(authenticator: Authenticator, keys: Keys, clock: Clock) -> None:
+    secrets = [(await keys.create(NewKey(name="mine")))[1] for _ in range(3)]
+    for secret in secrets:
+        await authenticator.find(secret)
+    for guess in range(4):
+        with pytest.raises(InvalidAuthentication):
+            await authenticator.find(f"sk-{guess:048}")
+    assert len(authenticator) == 7
+    clock.now += KEY_TTL_MS
+    authenticator.tidy()
+    assert len(authenticator) == 3, "they count while the database is away"
+    clock.now += 60_000 - KEY_TTL_MS - 1
+    await authenticator.find(secrets[0])
+    clock.now += 1
+    authenticator.tidy()
+    assert len(authenticator) == 1

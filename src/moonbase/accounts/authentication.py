@@ -44,7 +44,8 @@ class Authenticator:
     used since, so that a key in use never waits for the database and a revoked one is refused
     within `KEY_TTL_MS`, in this process (`forget`) at once. While the database is away, where nobody
     can revoke a key either, those that were valid stay so for a while. What is remembered is bounded, wrong
-    guesses apart from keys, so that guessing neither fills the memory nor pushes out keys.
+    guesses apart from keys, so that guessing neither fills the memory nor pushes out keys; what is too old to count
+    is forgotten.
     """
 
     def __init__(
@@ -69,6 +70,10 @@ class Authenticator:
     async def __aenter__(self) -> "Authenticator":
         self._task = asyncio.create_task(self._run(), name="key refresher")
         return self
+
+    def __len__(self) -> int:
+        """Keys and wrong guesses in memory."""
+        return len(self._known) + len(self._guesses)
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
@@ -124,9 +129,19 @@ class Authenticator:
             else:
                 del self._known[digest]
 
+    def tidy(self) -> None:
+        """Forget what is too old to count, wherever the database is."""
+        known, guesses = self._known.items(), self._guesses.items()
+        self._known = {digest: key for digest, key in known if self._is_recent(key.checked_at, self._grace_ms)}
+        self._guesses = {digest: at for digest, at in guesses if self._is_recent(at)}
+
     async def _run(self) -> None:
+        tidied = self._clock()
         while True:
             await asyncio.sleep(_REFRESH_S)
+            if not self._is_recent(tidied, self._grace_ms):
+                self.tidy()
+                tidied = self._clock()
             try:
                 await self.refresh()
             except DatabaseUnavailable:
