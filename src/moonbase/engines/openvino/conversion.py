@@ -112,6 +112,8 @@ def _make(model: Path, place: Path) -> _Manifest:
     manifest = _manifest(place)
     if manifest is None:
         raise OSError(f"{place} does not hold what was written into it")
+    if not manifest.files:
+        _log.warning("the model is used as it is, for nothing in it can be joined")
     return manifest
 
 
@@ -219,7 +221,8 @@ def _stacked(nodes: Sequence[ov.Node], rows: Sequence[int]) -> ov.Node:
         tensor.data.reshape(-1).view(np.uint8)[:] = data
         return ov.op.Constant(tensor)
     inputs = [
-        _stacked([node.input_value(index).get_node() for node in nodes], rows) for index in range(first.get_input_size())
+        _stacked([node.input_value(index).get_node() for node in nodes], rows)
+        for index in range(first.get_input_size())
     ]
     match kind:
         case "Convert":
