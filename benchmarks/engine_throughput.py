@@ -4,9 +4,9 @@
 
 The same prompts, 64 new tokens each, greedy: first the pipeline alone in this process, stepped in a
 plain loop, then streams of a running server, in turn. Throughput is output tokens per second of
-wall time; the ratio is taken round by round. The worker's memory has huge pages; so that this process has them, too, start
-it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1. With --plain there is no server: the pipeline of the model file as it is takes
-turns with that of what the conversion makes of it.
+wall time; the ratio is taken round by round. The worker's memory has huge pages; so that this process has them,
+too, start it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1. With --plain there is no server: the pipeline of the model
+file as it is takes turns with that of what the conversion makes of it.
 """
 
 import argparse

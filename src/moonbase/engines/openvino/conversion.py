@@ -1,8 +1,8 @@
 """A GGUF file as the engine runs it fastest: projections of the same input joined into one.
 
-OpenVINO reads every layer of a GGUF file as seven products with weights. Query, key and value have one input, and so have
-the two halves of a feed-forward network's way in: their weights are put one below the other, and the one product's result is
-split. The weights stay as they are, compressed. What comes out is written once, as a folder that OpenVINO reads.
+OpenVINO reads every layer of a GGUF file as seven products with weights. Query, key and value have one input, and
+so have gate and up of the feed-forward network: their weights are put one below the other, and the one product's
+result is split. The weights stay as they are, compressed. What comes out is a folder that OpenVINO reads.
 
 It is made in a process of its own, which leaves no memory behind and may be ended for it:
 `python -m moonbase.engines.openvino.conversion MODEL FOLDER PARENT`.
