@@ -52,12 +52,13 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def engine() -> AsyncIterator[OpenVINOEngine]:
-    """Shared by the tests of this module, which leave it idle."""
+async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OpenVINOEngine]:
+    """Shared by the tests of this module, which leave it idle. It runs the model as it runs fastest."""
     patch = pytest.MonkeyPatch()
     patch.setenv("MOONSHOT_API_KEY", "sk-secret")
     patch.setenv("SECRET_X", "secret")
-    engine = OpenVINOEngine(EngineSettings(max_running=MAX_RUNNING, max_waiting=MAX_WAITING), MODEL)
+    settings = EngineSettings(max_running=MAX_RUNNING, max_waiting=MAX_WAITING)
+    engine = OpenVINOEngine(settings, MODEL, cache=tmp_path_factory.mktemp("cache"))
     await engine.start()
     yield engine
     await engine.close()

@@ -136,7 +136,7 @@ def _openvino(recipe: _Recipe) -> Deployment:
 
     path, weights = _model_file(recipe)
     tokenizer = HuggingFaceTokenizer.read(path)
-    engine = OpenVINOEngine(recipe.engine, path, recipe.shared.workers.get(recipe.key))
+    engine = OpenVINOEngine(recipe.engine, path, recipe.shared.workers.get(recipe.key), recipe.cache)
     name = recipe.engine.format or (weights.format if weights else "hermes")
     thinks = weights is not None and weights.thinks
     format = _format(name, tokenizer, thinks=thinks, spells_markers=engine.description.spells_markers)
@@ -147,7 +147,7 @@ def _openvino_worker(recipe: _Recipe) -> Supervisor:
     with _openvino_installed(recipe):
         from moonbase.engines.openvino.engine import Witness, openvino_worker
 
-    return openvino_worker(recipe.engine, _model_file(recipe)[0], Witness())
+    return openvino_worker(recipe.engine, _model_file(recipe)[0], Witness(), recipe.cache)
 
 
 @contextlib.contextmanager

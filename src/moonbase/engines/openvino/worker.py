@@ -7,6 +7,8 @@ The supervisor starts it as `python -m moonbase.engines.openvino.worker`.
 
 import argparse
 import contextlib
+import functools
+import logging
 import os
 import secrets
 import selectors
@@ -23,10 +25,12 @@ import openvino_genai as genai
 from moonbase.chat.constraint import JsonSchema
 from moonbase.engines.base import TokenIds
 from moonbase.engines.grammar import Grammars
-from moonbase.engines.openvino import protocol
+from moonbase.engines.openvino import conversion, protocol
 from moonbase.engines.openvino.shadow import PrefixShadow
 from moonbase.engines.structural_tag import OpenVINODialect
 from moonbase.engines.supervisor import enter_worker
+
+_log = logging.getLogger(__name__)
 
 _STEP_TOKENS = 64  # a step that reads so much of a prompt takes 50 to 85 ms on two cores: other streams wait for it
 _GREEDY_BELOW = 0.01
@@ -286,6 +290,7 @@ def _warm_up(pipeline: genai.ContinuousBatchingPipeline) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="GGUF file or OpenVINO folder")
+    parser.add_argument("--cache", type=Path, help="where the model is put as it runs fastest")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--kv-blocks", type=int, required=True)
     parser.add_argument("--max-running", type=int, required=True)
@@ -296,9 +301,7 @@ def main() -> None:
     listener = socket.socket(fileno=options.socket)
     began = time.monotonic()
     try:
-        pipeline = build_pipeline(
-            options.model, threads=options.threads, kv_blocks=options.kv_blocks, max_running=options.max_running
-        )
+        pipeline = _load(options)
         _warm_up(pipeline)
     except (RuntimeError, ValueError, LookupError, MemoryError) as error:  # what its C++ exceptions become
         _refuse(listener, next(iter(str(error).splitlines()), type(error).__name__))
@@ -306,6 +309,21 @@ def main() -> None:
     capacity = options.kv_blocks * protocol.BLOCK
     ready = protocol.Ready(protocol.VERSION, os.getpid(), capacity, _STEP_TOKENS, time.monotonic() - began)
     Worker(pipeline, listener, PrefixShadow(options.kv_blocks, protocol.BLOCK), ready).run()
+
+
+def _load(options: argparse.Namespace) -> genai.ContinuousBatchingPipeline:
+    """The pipeline of the model as it runs fastest. Raises as `build_pipeline` does."""
+    build = functools.partial(
+        build_pipeline, threads=options.threads, kv_blocks=options.kv_blocks, max_running=options.max_running
+    )
+    place = options.model if options.cache is None else conversion.converted(options.model, options.cache)
+    if place != options.model:
+        try:
+            return build(place)
+        except RuntimeError as error:
+            _log.warning("%s is damaged and will be made anew: %s", place, next(iter(str(error).splitlines()), ""))
+            conversion.discard(place)
+    return build(options.model)
 
 
 def _refuse(listener: socket.socket, reason: str) -> None:
