@@ -27,10 +27,11 @@ def running(server: Server) -> int:
     return int(found[1])
 
 
-def start(server: Server, body: bytes) -> socket.socket:
+def start(server: Server, body: bytes, *, length: int | None = None) -> socket.socket:
+    """`length` is what is announced, where more of the body is to come."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.key}\r\n"
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    connection.sendall(f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body)
     return connection
 
 
@@ -56,6 +57,20 @@ def test_a_client_that_leaves_cancels_its_generation(
     assert record["outcome"] == "cancelled"
     assert 0 < record["output"] < 400 * choices, "billed for what was generated until then"
     assert record["cost_nano"] > 0
+
+
+@pytest.mark.parametrize("size", [60_000, 70_000, 120_000])
+def test_a_client_that_leaves_is_noticed_however_its_body_came(stalling: Server, size: int) -> None:
+    """After its head, and as much at once as makes the server read no more for a while."""
+    body = chat_body(TEXT, padding="x" * size, max_tokens=1000)
+    connection = start(stalling, b"", length=len(body))
+    time.sleep(0.1)
+    connection.sendall(body)
+    eventually(lambda: running(stalling))
+    left = time.monotonic()
+    connection.close()
+    eventually(lambda: running(stalling) == 0)
+    assert time.monotonic() - left < 0.25
 
 
 def test_half_a_close_is_leaving_too(stalling: Server) -> None:

@@ -89,6 +89,8 @@ SMUGGLING = {
     "a hexadecimal length": (b"Content-Length: 0x5\r\n", b"hello"),
     "an endless length": (b"Content-Length: 99999999999999999999999\r\n", b""),
     "another encoding": (b"Transfer-Encoding: xchunked\r\n", b"0\r\n\r\n"),
+    "chunks of something packed": (b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"),
+    "the same in two lines": (b"Transfer-Encoding: gzip\r\n" + CHUNKED, b"0\r\n\r\n"),
     "chunked in between": (b"Transfer-Encoding: chunked, identity\r\n", b"0\r\n\r\n"),
     "identity": (b"Transfer-Encoding: identity\r\n", chat_body()),
     "a broken chunk size": (CHUNKED, b"zz\r\nabc\r\n0\r\n\r\n"),
@@ -294,6 +296,13 @@ def test_a_body_nobody_asked_for_ends_the_connection(server: Server) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_a_refused_request_whose_body_then_breaks_is_answered_once(server: Server) -> None:
+    head = b"POST %b HTTP/1.1\r\n%b%b\r\n" % (CHAT.encode(), HOST, CHUNKED)
+    answer = server.raw(head, b"zz\r\n", pause=0.2)
+    assert parsed(answer)[0] == 401
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_client_that_leaves_in_its_body_does_no_harm(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(post(server, b"Content-Length: 500\r\n", length=False))
@@ -316,6 +325,11 @@ def test_good_requests_come_in_many_forms(server: Server) -> None:
         status, answer = parsed(server.raw(request))
         assert status == 200, form
         assert b'"content":"Hi"' in answer, form
+
+
+def test_continue_is_not_sent_to_a_client_of_http_1_0(server: Server) -> None:
+    request = post(server, b"Expect: 100-continue\r\n").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert parsed(server.raw(request))[0] == 200
 
 
 def test_continue_is_sent_to_a_client_that_waits_for_it(server: Server) -> None:
@@ -367,6 +381,13 @@ def test_the_offer_of_another_protocol_is_ignored(server: Server, name: bytes) -
     status, answer = parsed(server.raw(request.replace(b"Connection: ", b"Connection: Upgrade, HTTP2-Settings, ")))
     assert status == 200
     assert b'"content":"Hi"' in answer
+
+
+def test_an_offer_that_the_parser_would_take_is_refused_once(server: Server) -> None:
+    offer = post(server, b"UpGrAdE: h2c\r\n").replace(b"Connection: close", b"Connection: Upgrade")
+    answer = server.raw(offer)
+    assert parsed(answer) == (400, MALFORMED)
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 @pytest.mark.parametrize("host", [b"localhost", b"a.example"])

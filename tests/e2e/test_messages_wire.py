@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -185,6 +186,39 @@ def test_the_temperature_is_scaled_for_the_models_of_the_k2_era_only(
         finally:
             upstream.shutdown()
     assert Upstream.asked[0]["temperature"] == pytest.approx(sent)
+
+
+class Talkative(Upstream):
+    """Calls a tool, and then says more, each in a write of its own."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        call = {"index": 0, "id": "a", "function": {"name": "get", "arguments": '{"city": "Oslo"}'}}
+        for delta in ({"content": "I look."}, {"tool_calls": [call]}, {"content": "So far."}, None):
+            choice = {"index": 0, "delta": delta or {}, "finish_reason": None if delta else "tool_calls"}
+            self.wfile.write(b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode())
+            time.sleep(0.05)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+
+def test_what_waits_for_its_block_ends_no_stream(start_server: StartServer) -> None:
+    """Text behind a call makes no event before the end."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Talkative) as upstream:
+        threading.Thread(target=upstream.serve_forever, args=(0.01,)).start()
+        try:
+            url = f"engine.url=http://127.0.0.1:{upstream.server_port}/v1"
+            told = message(ask(start_server("--set", url, engine="openai"), tools=[TOOL], stream=True).body)
+        finally:
+            upstream.shutdown()
+    assert [(block["type"], block.get("text")) for block in told["content"]] == [
+        ("text", "I look."),
+        ("tool_use", None),
+        ("text", "So far."),
+    ]
+    assert told["stop_reason"] == "tool_use"
 
 
 def test_a_temperature_out_of_range_is_refused(echo: Server) -> None:

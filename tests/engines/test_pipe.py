@@ -108,6 +108,17 @@ async def test_a_reader_that_was_cancelled_leaves_the_pipe_to_the_next() -> None
     assert await pipe.read() == [5]
 
 
+async def test_what_was_declined_for_a_reader_that_was_cancelled_is_the_next_ones() -> None:
+    pipe = Numbers()
+    task = await waiting(pipe, lambda items: False)
+    pipe.put(6)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    pipe.put(7)
+    async with asyncio.timeout(1):
+        assert [await pipe.read(), await pipe.read()] == [[6], [7]]
+
+
 @given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.booleans(), st.booleans()), max_size=20))
 def test_every_item_is_seen_once_and_in_order(puts: list[tuple[list[int], bool, bool]]) -> None:
     """Whatever is delivered, declined or left to the reader's turn."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -74,6 +76,9 @@ def finish(prompt: int = 9, completion: int = 5) -> bytes:
 STREAM = head("200 OK", "text/event-stream; charset=utf-8", "Transfer-Encoding: chunked")
 DONE = chunk(b"data: [DONE]\n\n")
 LAST = b"0\r\n\r\n"
+WHOLE_BODY = json.dumps(
+    {"choices": [{"index": 0, "message": {"content": "Hello"}, "finish_reason": "stop"}], "usage": {}}
+).encode()
 WHOLE = STREAM + text("Hello") + finish() + DONE + LAST
 EVENTS = [TextDelta(0, "Hello"), Finished(0, "stop", Usage(9, 5, 4))]
 
@@ -555,6 +560,56 @@ async def test_a_refusal_is_no_misbehaviour() -> None:
             with await opened(deployment) as stream, pytest.raises(InvalidRequest):
                 await stream.read()
         assert upstream.server.connections == 1
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "429 Too Many"])
+async def test_nothing_of_a_failed_answer_is_left_to_the_collector(status: str) -> None:
+    """An error's stack leads to the request, which may be large, and to all that the upstream sent."""
+    async with over(Upstream(saying(sized(status, REFUSAL)))) as deployment:
+        gc.disable()
+        try:
+            stream = await opened(deployment)
+            with stream, contextlib.suppress(ApiError):
+                await stream.read()
+            left = weakref.ref(stream)
+            del stream
+            await asyncio.sleep(0)
+            assert left() is None
+        finally:
+            gc.enable()
+
+
+async def test_an_upstream_that_is_busy_with_whole_answers_is_there() -> None:
+    """What has just answered may be slow to list its models."""
+    looks = 0
+    answers = [sized("200 OK", WHOLE_BODY), sized("503 Unavailable", b"")]
+
+    async def busy(peer: Peer) -> None:
+        nonlocal looks
+        while True:
+            asked = await peer.read_request()
+            if not asked.line.startswith("GET "):
+                await peer.send(answers.pop(0))
+                continue
+            looks += 1
+            if looks > 1:
+                await asyncio.Event().wait()
+            await peer.send(sized("200 OK", b'{"data":[]}'))
+
+    async with serving(busy) as server:
+        target = Target(upstream="openai", url=f"{server.url}/v1")
+        deployment = ChatDeployment("a name", target, EngineSettings())
+        await deployment.start()
+        try:
+            with await opened(deployment, asking(stream=False)) as stream:
+                assert await everything(stream)
+            with await opened(deployment) as stream, pytest.raises(EngineUnavailable):
+                await stream.read()
+            await eventually(lambda: looks == 2)
+            await asyncio.sleep(5.5)  # longer than it is waited for
+            assert deployment.ready
+        finally:
+            await deployment.close()
 
 
 FIELDS = ["content", "reasoning_content", "arguments"]

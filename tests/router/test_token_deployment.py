@@ -1,6 +1,7 @@
 """A format, a tokenizer and an engine together: windows, constraints, and events out of deltas."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class StillEngine:
             name="still", model="still", window=window, dialect=dialect, reads_text=reads_text
         )
         self.cancelled: list[int | None] = []
+        self.flows: list[bool] = []
         self.requests: list[GenerateRequest] = []
 
     async def start(self) -> None: ...
@@ -51,7 +53,7 @@ class StillEngine:
 
     def generate(self, request: GenerateRequest) -> Generation:
         self.requests.append(request)
-        self.generation = Generation(request.sampling.n, self.cancelled.append)
+        self.generation = Generation(request.sampling.n, self.cancelled.append, self.flows.append)
         return self.generation
 
 
@@ -70,13 +72,19 @@ def conversation(text: str = "Hi", **fields: Any) -> Conversation:
 
 
 async def opened(
-    under_test: TokenDeployment, text: str = "Hi", *, n: int = 1, stop: tuple[str, ...] = (), **fields: Any
+    under_test: TokenDeployment,
+    text: str = "Hi",
+    *,
+    n: int = 1,
+    stop: tuple[str, ...] = (),
+    max_tokens: int = 100,
+    **fields: Any,
 ) -> TokenStream:
     asked = conversation(text, **fields)
     request = ChatRequest(model="m", messages=asked.messages, stop=stop)
     prompt = await under_test.prepare(request, asked, "org")
     sampling = Sampling(temperature=0.6, top_p=1, n=n, presence_penalty=0, frequency_penalty=0)
-    return prompt.open("id", sampling=sampling, max_tokens=100)
+    return prompt.open("id", sampling=sampling, max_tokens=max_tokens)
 
 
 async def everything(stream: TokenStream) -> list[ChatEvent]:
@@ -246,6 +254,30 @@ async def test_a_stop_string_ends_one_choice_and_cancels_it_in_the_engine() -> N
         assert [event.choice for event in await reading] == [1, 1]
         assert await stream.read() == []
     assert engine.cancelled == [0], "nothing was left to cancel"
+
+
+async def test_an_engine_is_held_while_its_reader_is_busy_and_is_not_late_then() -> None:
+    engine = StillEngine()
+    with await opened(deployment(engine), max_tokens=10_000) as stream:
+        engine.generation.put([Delta(0, tokens("a"))])
+        await stream.read()
+        engine.generation.put([Delta(0, tokens("b") * 5_000)])
+        assert engine.flows == [False]
+        await asyncio.sleep(0.05)
+        for _ in range(2):
+            assert stream.last_put is not None
+            assert time.monotonic() - stream.last_put < 0.03, "neither before nor when it is taken"
+            if engine.flows == [False]:
+                await stream.read()
+        assert engine.flows == [False, True]
+
+
+async def test_an_engine_that_is_done_is_not_held() -> None:
+    """Else nobody would let it go on where the reader leaves, and the end of its response would be read by nobody."""
+    engine = StillEngine()
+    with await opened(deployment(engine), max_tokens=10_000):
+        engine.generation.put([Delta(0, tokens("b") * 5_000, "stop")])
+    assert (engine.flows, engine.cancelled) == ([], [])
 
 
 async def test_what_was_held_back_for_a_stop_string_comes_with_the_end() -> None:

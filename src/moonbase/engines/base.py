@@ -91,7 +91,7 @@ class Generation(Pipe[Delta]):
     without awaiting. Methods are called from the event loop's thread only.
     """
 
-    __slots__ = ("_cancel", "_deltas", "_error", "_flow", "_listener", "_open_choices", "_unread", "last_put")
+    __slots__ = ("_cancel", "_deltas", "_error", "_flow", "_last_put", "_listener", "_open_choices", "_unread")
 
     def __init__(
         self, choices: int, cancel: Callable[[int | None], None], flow: Callable[[bool], None] | None = None
@@ -109,7 +109,7 @@ class Generation(Pipe[Delta]):
         self._error: ApiError | None = None
         self._open_choices = set(range(choices))
         self._listener: Callable[[], None] | None = None
-        self.last_put: float | None = None  # `time.monotonic()` of the latest output
+        self._last_put: float | None = None
 
     def __enter__(self) -> "Generation":
         return self
@@ -118,13 +118,22 @@ class Generation(Pipe[Delta]):
         if not self.over:
             self._end()
             self._cancel(None)
-        self._listener = None  # both lead back to here: without them nothing is left to the collector
+        # All lead back to here, an error by its stack: without them nothing is left to the collector.
+        self._listener = self._error = None
         self._cancel, self._flow = _nothing, None
 
     @property
     def open(self) -> bool:
         """Whether the engine still owes output."""
         return not self.over
+
+    @property
+    def last_put(self) -> float | None:
+        """`time.monotonic()` when the latest output was taken, None before the first.
+
+        Now, while output waits for a reader that is busy: the engine is not what is late then.
+        """
+        return time.monotonic() if self._deltas else self._last_put
 
     def put(self, deltas: list[Delta]) -> None:
         """Engine side: hand over what one wake-up brought. Deltas of stopped choices are dropped."""
@@ -137,9 +146,8 @@ class Generation(Pipe[Delta]):
                     self._open_choices.discard(delta.choice)
         self.over = not self._open_choices
         if len(self._deltas) > before:
-            self.last_put = time.monotonic()
             self.arrived()
-            if self._unread > _MOST_UNREAD and self._flow is not None:
+            if self._unread > _MOST_UNREAD and self._flow is not None and not self.over:  # else nobody may come to take
                 self._flow(False)
 
     def fail(self, error: ApiError) -> None:
@@ -177,7 +185,9 @@ class Generation(Pipe[Delta]):
         if self._unread > _MOST_UNREAD and self._flow is not None:
             self._flow(True)
         self._unread = 0
-        if not deltas and self._error is not None:
+        if deltas:
+            self._last_put = time.monotonic()
+        elif self._error is not None:
             raise self._error
         return deltas
 

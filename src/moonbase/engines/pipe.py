@@ -33,7 +33,7 @@ class Pipe(ABC, Generic[T]):
         and `deliver` raise.
         """
         while True:
-            items = self.take()
+            items, self._declined = self._declined or self.take(), []
             if items or self.over:
                 return items
             self._waiter = asyncio.get_running_loop().create_future()
@@ -43,10 +43,10 @@ class Pipe(ABC, Generic[T]):
             finally:
                 self._waiter = self._deliver = None
             if self._raised is not None:
-                raise self._raised
-            if self._declined:
-                items, self._declined = self._declined, []
-                return items
+                try:
+                    raise self._raised
+                finally:
+                    self._raised = None  # its stack leads back to here
 
     def arrived(self) -> None:
         """To be called after every change of what `take` and `over` say."""

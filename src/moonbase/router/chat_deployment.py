@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 from typing import TYPE_CHECKING
@@ -106,6 +107,7 @@ class ChatDeployment:
         )
         self._encoder = encoder
         self._streams: set[ChatStream] = set()
+        self._heard_at = -math.inf  # of the latest output of a stream that was left
         self._exits = contextlib.AsyncExitStack()
         self._monitor: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
@@ -227,6 +229,8 @@ class ChatDeployment:
 
     def _left(self, stream: ChatStream) -> None:
         self._streams.discard(stream)
+        if stream.last_put is not None:
+            self._heard_at = stream.last_put
         if stream.unbelieved:
             names = " and ".join(stream.unbelieved)
             log.warning("%s: the upstream counted more %s than there can be; an estimate counts", self.name, names)
@@ -280,8 +284,8 @@ class ChatDeployment:
 
     def _hears(self) -> bool:
         """Whether output has come lately: who is busy with it may be slow to answer anything else."""
-        now = time.monotonic()
-        return any(stream.last_put is not None and now - stream.last_put < _LOOK_AGAIN for stream in self._streams)
+        latest = [stream.last_put for stream in self._streams if stream.last_put is not None]
+        return time.monotonic() - max([self._heard_at, *latest]) < _LOOK_AGAIN
 
     def _learn(self, models: tuple[UpstreamModel, ...]) -> None:
         """The window of the model that answers, when it is one; abilities that any of those that answer has."""

@@ -71,6 +71,7 @@ class ChatStream(Pipe[ChatEvent]):
         self._ended = False  # nothing more comes
         self._cut: UpstreamFailed | None = None
         self._error: ApiError | None = None
+        self._failed = False
         self._patience: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
 
@@ -90,6 +91,7 @@ class ChatStream(Pipe[ChatEvent]):
         else:
             self.exchange.resume()
             self._linger = asyncio.get_running_loop().call_later(_LINGER, self.exchange.cancel)
+        self._error = None  # its stack leads back to here, and to the request
 
     @property
     def last_put(self) -> float | None:
@@ -121,7 +123,7 @@ class ChatStream(Pipe[ChatEvent]):
         Of an answer that failed no more than there could be: it may have been far too long.
         """
         tokens = self._reader.completion_tokens
-        return tokens if self._error is None else min(tokens, self._most)
+        return min(tokens, self._most) if self._failed else tokens
 
     @property
     def unbelieved(self) -> list[str]:
@@ -133,7 +135,7 @@ class ChatStream(Pipe[ChatEvent]):
             self._give_up_on_usage()
         elif self.open:
             self._error = error
-            self.over = True
+            self._failed = self.over = True
             self._stop()
             self.arrived()
 
@@ -148,7 +150,9 @@ class ChatStream(Pipe[ChatEvent]):
         elif content_type == "application/json":
             self._kind = "whole"
         elif content_type == "text/event-stream":
-            self.silent = False
+            if self.silent:  # a stream after all, which is as timely as any from here on
+                self.silent = False
+                self._last_put = time.monotonic()
         else:
             self._fail(broken(f"answered with {content_type[:40]!r} in the place of events"))
             self.arrived()
@@ -266,7 +270,7 @@ class ChatStream(Pipe[ChatEvent]):
         """End the answer, and the connection with it: what misbehaved is not used again."""
         if self._error is None:
             self._error = self._told(error)
-            self.over = True
+            self._failed = self.over = True
         self._chunks.clear()
         self._stop()
 

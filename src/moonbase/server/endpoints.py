@@ -75,7 +75,8 @@ class ChatEndpoint:
             """A client that reads slowly makes the task wait, and with it whatever sends events."""
             if http.paused:
                 return False
-            http.write(encoder.encode(events))
+            if data := encoder.encode(events):  # the Messages API holds some back
+                http.write(data)
             return True
 
         try:

@@ -34,7 +34,7 @@ _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.en
 _BODILESS = (204, 304)
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
-_Phase = Literal["head", "body", "answer", "idle"]
+_Phase = Literal["head", "body", "answer", "idle", "closing"]
 ProtocolFactory = Callable[..., asyncio.Protocol]
 
 
@@ -86,11 +86,7 @@ class HttpRequest:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.disconnected or self.complete):
             if not self._told and (self._body or self._whole):
-                body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-                self._body.clear()
-                self.held = 0
-                self._told = self._whole
-                return {"type": "http.request", "body": body, "more_body": not self._whole}
+                return {"type": "http.request", "body": self._take_body(), "more_body": not self._whole}
             self._connection.resume_reading()
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
@@ -113,14 +109,9 @@ class HttpRequest:
 
     def whole_body(self) -> bytes | None:
         """The body, to be taken once, if all of it has come, unasked for, and none was received yet."""
-        if self._told or not self._whole or self._expects_continue:
+        if self._told or not self._whole or self._expects_continue or self.disconnected:
             return None
-        self._told = True
-        self._connection.resume_reading()  # else nobody would notice that the client leaves
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        self.held = 0
-        return body
+        return self._take_body()
 
     @property
     def paused(self) -> bool:
@@ -137,6 +128,15 @@ class HttpRequest:
             body = self._head + body
         self._head = b""
         self._connection.write(body)
+
+    def _take_body(self) -> bytes:
+        """What has come of the body since the last time."""
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self.held = 0
+        self._told = self._whole
+        self._connection.resume_reading()  # else nobody would notice that the client leaves
+        return body
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         assert not self._started, "a response is started once"
@@ -235,7 +235,7 @@ class HttpConnection(asyncio.Protocol):
         self._peer: tuple[str, int] | None = None
         self._scheme = "http"
         # One timer for all limits. None is shorter than a tick, so none that begins after it was set ends before.
-        self._tick = min(limits.header_timeout, limits.body_timeout, self._keepalive)
+        self._tick = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, self._keepalive)
         self._timer: asyncio.TimerHandle | None = None
         self._phase: _Phase = "head"
         self._deadline = 0.0
@@ -289,9 +289,11 @@ class HttpConnection(asyncio.Protocol):
         unsent.clear()
 
     def close(self) -> None:
-        """Close the connection when all that was written is sent."""
+        """Close the connection when all that was written is sent, or was left unread for too long."""
         self.flush()
         self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._enter("closing", self._limits.write_timeout)
 
     async def drain(self) -> None:
         """Wait until the client has read enough, or has left."""
@@ -353,8 +355,9 @@ class HttpConnection(asyncio.Protocol):
         self.resume_writing()
         self._waiting.clear()
         self._held.clear()
-        if self._answering is not None:
-            self._answering.disconnect()
+        answering, self._answering, self._receiving = self._answering, None, None  # they lead back to here
+        if answering is not None:
+            answering.disconnect()
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -398,6 +401,7 @@ class HttpConnection(asyncio.Protocol):
         if (self._in_head or not self._asked) and (b"pgrade:" in data or b"PGRADE:" in data):
             data = _without_upgrade(data)
         self._began = False
+        idle = self._phase == "idle"
         if not self._in_head:
             self._framing += len(data)
         try:
@@ -411,7 +415,7 @@ class HttpConnection(asyncio.Protocol):
             self._check_size(self._head_bytes)
         elif not self._in_head:
             self._check_size(self._framing)
-        if self._phase == "idle":
+        if idle and self._phase == "idle":
             self._enter("head", self._limits.header_timeout)  # stray bytes may not come for ever
 
     # Called by the parser
@@ -432,10 +436,14 @@ class HttpConnection(asyncio.Protocol):
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects_continue = True
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise ValueError("another coding than chunks")
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
+        if self._parser.should_upgrade():  # the parser would drop the body
+            raise ValueError("another protocol")
         self._in_head = False
         size = len(self._url)
         for name, value in self._headers:
@@ -450,7 +458,7 @@ class HttpConnection(asyncio.Protocol):
             self,
             self._scope(version),
             keep_alive=version == "1.1" and self._parser.should_keep_alive(),
-            expects_continue=self._expects_continue,
+            expects_continue=self._expects_continue and version == "1.1",  # RFC 9110 10.1.1
         )
         if self._answering is None:
             self._answer(request)
@@ -538,6 +546,9 @@ class HttpConnection(asyncio.Protocol):
     def _refuse(self, status: int, detail: str) -> None:
         """What came is no request that could be answered: say so after what is under way, and close."""
         self._parser = None
+        if self._receiving is not None and self._receiving.complete:
+            self.close()  # a request is answered once
+            return
         self._refused = True
         self._refusal = (status, detail)
         if self._receiving is not None:
@@ -589,7 +600,7 @@ class HttpConnection(asyncio.Protocol):
         if left <= 0:
             left = self._tick
             self._late()
-        if not self.transport.is_closing():
+        if self._phase == "closing" or not self.transport.is_closing():
             self._timer = self._loop.call_later(min(left, self._tick), self._check_time)
 
     def _late(self) -> None:
@@ -602,6 +613,8 @@ class HttpConnection(asyncio.Protocol):
         elif self._phase == "head" and self._asked:
             detail = f"the request head did not arrive within {self._limits.header_timeout:g} seconds"
             self._refuse(408, detail)
+        elif self._phase == "closing":
+            self.transport.abort()
         else:
             self.close()  # nothing was asked, so nothing is answered
 

@@ -8,6 +8,8 @@ import msgspec
 from moonbase.chat.events import ArgumentsDelta, FinishReason, OutputEvent, ReasoningDelta, TextDelta, ToolCallStarted
 from moonbase.errors import InvalidOutput
 
+_SHORT = 4_096  # characters of arguments that cost next to nothing to look at
+
 Kind = Literal["thinking", "text", "tool_use"]
 
 
@@ -27,12 +29,27 @@ class BlockSink(Protocol):
 class _Call:
     """A call and its arguments so far; `told` of their pieces have been given on."""
 
-    __slots__ = ("arguments", "start", "told")
+    __slots__ = ("_looked_at", "_size", "arguments", "start", "told")
 
     def __init__(self, start: ToolCallStarted) -> None:
         self.start = start
         self.arguments: list[str] = []
         self.told = 0
+        self._size = 0
+        self._looked_at = 0  # the size at the latest look
+
+    def add(self, text: str) -> bool:
+        """Take more arguments; returns whether it is time to see if they are complete.
+
+        Long ones are looked at when a tenth more has come, or each piece would cost as much as all before it. What
+        is noticed late only waits.
+        """
+        self.arguments.append(text)
+        self._size += len(text)
+        if not text.rstrip().endswith("}") or _SHORT < self._size < 1.1 * self._looked_at:
+            return False
+        self._looked_at = self._size
+        return True
 
     @property
     def complete(self) -> bool:
@@ -68,10 +85,10 @@ class BlockSequence:
                 self._open_calls()
             case ArgumentsDelta(_, index, text):
                 call = self._calls[index]
-                call.arguments.append(text)
+                due = call.add(text)
                 if call is self._current:
                     self._tell(call)
-                    if self._behind and text.rstrip().endswith("}"):
+                    if self._behind and due:
                         self._open_calls()
 
     def finish(self, reason: FinishReason) -> None:

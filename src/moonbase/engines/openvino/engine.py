@@ -26,7 +26,7 @@ from moonbase.errors import (
 _log = logging.getLogger(__name__)
 
 _RESTART_SECONDS = 5
-# Each token reads all weights, and with pages of 4 KB a seventh of the time goes into finding them.
+# Each token reads all weights: with pages of 4 KB an eighth of the time is looking up addresses (docs/benchmarks.md).
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 

@@ -578,6 +578,12 @@ UNAVAILABLE = EngineUnavailable
             "more than 16 choices",
             id="endless choices",
         ),
+        pytest.param(
+            chunks({"choices": [{"delta": {"content": "x"}}] * 17, "usage": "what nobody can read"}),
+            UNAVAILABLE,
+            "more than 16 choices",
+            id="endless choices, and a usage that is none",
+        ),
         pytest.param(chunks(finish(), delta(content="x")), UNAVAILABLE, "went on", id="text after the end"),
         pytest.param(chunks(finish(), call(0, "a", "get", "")), UNAVAILABLE, "went on", id="a call after the end"),
         pytest.param(

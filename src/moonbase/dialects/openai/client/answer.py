@@ -35,7 +35,6 @@ CallIds = Callable[[int, str, str], str]
 
 _LONG = 16  # characters that hardly a token has
 _MAX_CALLS = 1_024  # of a choice, and pieces of them in a delta; requests declare no more than 128 tools
-_MAX_CHOICES = 16  # in a chunk; requests ask for no more than 5
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
@@ -138,12 +137,8 @@ class AnswerReader:
         chunk = read_chunk(data)
         if chunk.error is not None or chunk.object == "error":
             raise reported(chunk, passed_on=self._passed_on)
-        choices = chunk.choices
-        if choices:
-            if len(choices) > _MAX_CHOICES:
-                raise broken(f"sent more than {_MAX_CHOICES} choices at once")
-            for choice in choices:
-                self._take(choice, events)
+        for choice in chunk.choices or ():
+            self._take(choice, events)
         if chunk.usage is not None:
             self._total = self._usage(chunk.usage, self._choices)
             self._learn()

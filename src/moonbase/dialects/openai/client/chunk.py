@@ -8,7 +8,7 @@ from msgspec import Struct
 from moonbase.chat.events import EngineFinish
 from moonbase.dialects.openai.client.failure import ErrorBody, broken
 from moonbase.dialects.surrogates import mended
-from moonbase.errors import ContentFiltered
+from moonbase.errors import ApiError, ContentFiltered
 
 _REASONS: dict[str, EngineFinish] = {
     "stop": "stop",
@@ -24,6 +24,7 @@ _REASONS: dict[str, EngineFinish] = {
     "function_call": "stop",
 }
 """Calls make a `stop` into `tool_calls`, and nothing else does."""
+_MAX_CHOICES = 16  # in a chunk; requests ask for no more than 5
 _FOR_CALLS = ("tool_calls", "tool_use", "function_call")
 
 
@@ -130,21 +131,34 @@ _decode = msgspec.json.Decoder(Chunk).decode
 
 
 def read_chunk(data: bytes) -> Chunk:
-    """Raises when `data` is none. A usage that nobody can read tells nothing, but breaks no answer."""
+    """Raises when `data` is none, or has too many choices. A usage that nobody can read tells nothing, but breaks no
+    answer.
+    """
     try:
         try:
-            return _decode(data)
+            chunk = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return _leniently(mended(data))
+            chunk = _leniently(mended(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
-        pass
-    raise broken("sent what is no chunk of an answer")
+        chunk = None
+    if chunk is None:  # raised here, it has no cause that quotes the upstream
+        raise broken("sent what is no chunk of an answer")
+    if chunk.choices and len(chunk.choices) > _MAX_CHOICES:
+        raise _too_many()
+    return chunk
+
+
+def _too_many() -> ApiError:
+    return broken(f"sent more than {_MAX_CHOICES} choices at once")
 
 
 def _leniently(data: bytes) -> Chunk:
     """The chunk without any usage that is none."""
     fields = msgspec.json.decode(data)
-    for holder in (fields, *(fields.get("choices") or ())):
+    choices = fields.get("choices") or ()
+    if len(choices) > _MAX_CHOICES:
+        raise _too_many()
+    for holder in (fields, *choices):
         try:
             msgspec.convert(holder.get("usage"), WireUsage | None)
         except msgspec.ValidationError:
