@@ -18,6 +18,8 @@ import asyncio
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks.soak.background import Told, WellBehaved
@@ -101,8 +103,10 @@ class Soak:
         What `chaos` is asked for is only counted: it would take its time. Of connections to the database, too, there
         are as many as are ever kept.
         """
-        for _ in range(3):
-            await asyncio.gather(*[stage.administrator.call("GET", "usage?group_by=day") for _ in range(50)])
+        with ThreadPoolExecutor(16) as threads:
+            for server in (self._servers.near, self._servers.far) * 3:
+                ask = partial(server.get, "/v1/usage?group_by=day", key=server.key)
+                await asyncio.gather(*[asyncio.get_running_loop().run_in_executor(threads, ask) for _ in range(50)])
         asked: tuple[tuple[Dialect, str, str], ...] = (
             (OPENAI, OPENAI.path, ECHO),
             (OPENAI, OPENAI.path, FAR),
