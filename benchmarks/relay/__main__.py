@@ -69,6 +69,7 @@ def main() -> None:
             tell(f"starting {name}, installed first if it is not yet")
             gateways.append(gateway := stack.enter_context(start(place)))
             found.start(gateway.name, gateway.started, gateway.memory_mb())
+        stack.callback(lambda: tell(f"before the memory is measured:\n{found}"))
         for number in range(options.rounds + 1):
             for gateway in gateways:
                 tell(f"round {number} of {options.rounds}: {gateway.name}")
@@ -77,7 +78,6 @@ def main() -> None:
                 if "latency" not in options.skip and number:
                     for streams in _LATENCY_STREAMS:
                         found.latency(gateway.name, streams, _streamed(port, streams), _streamed(gateway, streams))
-    tell(f"before the memory is measured:\n{found}")
     if "memory" not in options.skip:
         for name, start in starts.items():
             with tempfile.TemporaryDirectory() as folder, _upstream(_SLOW_TICK) as port:
@@ -181,7 +181,10 @@ def _complete(result: Result, tokens: int) -> None:
 def _driven(load: Load) -> Result:
     with _driver() as driver:
         out, _ = driver.communicate(msgspec.json.encode(load).decode() + "\n")
-    return msgspec.json.decode(out, type=Result)
+    try:
+        return msgspec.json.decode(out, type=Result)
+    except msgspec.DecodeError:
+        raise SystemExit(f"the driver ended with {driver.returncode}, {len(out)} characters into its result") from None
 
 
 @contextmanager
