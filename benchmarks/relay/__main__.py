@@ -144,18 +144,9 @@ def _streamed(target: ChatServer | int, streams: int) -> Result:
 def _holding(gateway: ChatServer, many: int) -> tuple[int, float]:
     """How many of so many streams were open at once, and the resident memory with them, in MB."""
     load = Load(port=gateway.port, clients=many, spread=20.0, hold=True, **_asking(gateway, 100_000, stream=True))
-    with _driver() as driver:
-        assert driver.stdin is not None
-        assert driver.stdout is not None
-        driver.stdin.write(msgspec.json.encode(load).decode() + "\n")
-        driver.stdin.flush()
-        streams, memory = int(driver.stdout.readline()), gateway.memory_mb()
-        out, _ = driver.communicate()
-        try:
-            problem = msgspec.json.decode(out, type=Result).problem
-        except msgspec.DecodeError:
-            problem = "the clients were cut off"
-        if problem:
+    with _driver(load) as driver:
+        streams, memory = int(driver.line()), gateway.memory_mb()
+        if problem := driver.result().problem:
             tell(f"{gateway.name} with {many} streams: {problem}")
         return streams, memory
 
@@ -179,25 +170,47 @@ def _complete(result: Result, tokens: int) -> None:
 
 
 def _driven(load: Load) -> Result:
-    with _driver() as driver:
-        out, _ = driver.communicate(msgspec.json.encode(load).decode() + "\n")
-    try:
-        return msgspec.json.decode(out, type=Result)
-    except msgspec.DecodeError:
-        raise SystemExit(f"the driver ended with {driver.returncode}, {len(out)} characters into its result") from None
+    with _driver(load) as driver:
+        return driver.result()
+
+
+class _Driver:
+    """A driver at work."""
+
+    def __init__(self, process: subprocess.Popen[str], file: Path) -> None:
+        self._process = process
+        self._file = file
+
+    def line(self) -> str:
+        """What it prints next."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def result(self) -> Result:
+        """Let it come to its end. Ends the program when there is no result."""
+        self._process.communicate()
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=Result)
+        except (FileNotFoundError, msgspec.DecodeError):
+            raise SystemExit(f"the driver ended with {self._process.returncode} and without a result") from None
 
 
 @contextmanager
-def _driver() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "benchmarks.relay.driver"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_on_the_other_processor
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.__exit__(None, None, None)
+def _driver(load: Load) -> Iterator[_Driver]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "benchmarks.relay.driver", str(file)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_on_the_other_processor
+        )
+        try:
+            assert process.stdin is not None
+            process.stdin.write(msgspec.json.encode(load).decode() + "\n")
+            process.stdin.flush()
+            yield _Driver(process, file)
+        finally:
+            process.kill()
+            process.__exit__(None, None, None)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Clients that cost little and notice much.
 
-`python -m benchmarks.relay.driver` reads a `Load` as JSON from standard input, runs it and prints a `Result` as JSON.
+`python -m benchmarks.relay.driver FILE` reads a `Load` as JSON from standard input, runs it and writes a `Result` as
+JSON into FILE: it may be long, and long output through a pipe was cut at times.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import re
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 import httptools
@@ -132,7 +134,7 @@ async def _run(load: Load) -> Result:
 
 def main() -> None:
     load = msgspec.json.decode(sys.stdin.readline(), type=Load)
-    print(msgspec.json.encode(uvloop.run(_run(load))).decode(), flush=True)
+    Path(sys.argv[1]).write_bytes(msgspec.json.encode(uvloop.run(_run(load))))
 
 
 if __name__ == "__main__":
