@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from moonbase.accounts.ledger import MARK_TOKENS
 from moonbase.catalog.catalog import load_catalog
 from moonbase.chat.events import ChatEvent
 from moonbase.config import ServerSettings
@@ -88,13 +89,13 @@ class _Sink:
 
 
 class _Reservation:
-    """Counts up to a progress mark, which is a line in the spool for 64 tokens."""
+    """Counts up to a progress mark, which is a line in the spool."""
 
     settled = False
     marked = 0
 
     def mark(self, output: int) -> None:
-        if output - self.marked >= 64:
+        if output - self.marked >= MARK_TOKENS:
             self.marked = output
 
 
@@ -195,12 +196,12 @@ async def _read(stream: ChatStream | Answer, deliver: Callable[[list[ChatEvent]]
 def _answered(deliver: Callable[[list[ChatEvent]], bool]) -> Step:
     stream = _stream()
     step = _receiving(stream)
-    demand = SimpleNamespace(adapted=[], warnings=[], checks=lambda: None)
+    demand: Any = SimpleNamespace(adapted=[], warnings=[], checks=lambda: None)
     deployment: Any = SimpleNamespace(name="upstream", enforces=False)
     held: Any = _Reservation()
     arrival = Arrival("", 0, 0.0)
     model = load_catalog({}).resolve(_MODEL)
-    answer = Answer(model, deployment, ModelMetrics(), arrival, demand, held, stream)  # type: ignore[arg-type]
+    answer = Answer(model, deployment, ModelMetrics(), arrival, demand, held, stream)
     _TASKS.append(asyncio.get_running_loop().create_task(_read(answer, deliver)))
     return step
 

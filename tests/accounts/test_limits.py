@@ -258,7 +258,7 @@ def test_an_organization_has_the_limits_of_its_tier_but_for_its_own(tier: int) -
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 10**9))
-def test_the_one_comparison_lets_exactly_the_limit_through(limit: int, current: int, amount: int) -> None:
+def test_a_limit_lets_exactly_itself_through(limit: int, current: int, amount: int) -> None:
     tally, bound = Tally(), Bound("key", "ak-a", "TPM", limit)
     tally.learn(bound, current)
     over = tally.over((bound,), amount)
@@ -277,7 +277,7 @@ def test_no_window_ever_holds_more_than_its_limit(steps: list[tuple[int, int]]) 
         over = tally.over((bound,), amount)
         assert (over is None) == (granted.get(minute, 0) + amount <= 100)
         if over is None:
-            tally.add(bound, amount)
+            tally.add((bound,), amount)
             granted[minute] = granted.get(minute, 0) + amount
     assert all(total <= 100 for total in granted.values())
 

@@ -1,6 +1,6 @@
 """Counts of one process, in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from moonbase.accounts.limits import Admission, Bound
@@ -42,21 +42,15 @@ class Tally:
                 return bound, count
         return None
 
-    def add(self, bound: Bound, amount: int) -> None:
-        """An owner with a count of nothing is forgotten."""
-        counts = self.counts[bound.kind]
-        count = counts.get(bound.id, 0) + amount
-        if count:
-            counts[bound.id] = count
-        else:
-            counts.pop(bound.id, None)
-
-    def take(self, wanted: tuple[Bound, ...], amount: int) -> None:
-        """Count `amount` more, which is more than nothing, for all of `wanted`."""
+    def add(self, wanted: Iterable[Bound], amount: int) -> None:
+        """Count `amount` more for all of `wanted`. An owner with a count of nothing is forgotten."""
         counts = self.counts
         for bound in wanted:
             of_kind = counts[bound.kind]
-            of_kind[bound.id] = of_kind.get(bound.id, 0) + amount
+            if count := of_kind.get(bound.id, 0) + amount:
+                of_kind[bound.id] = count
+            else:
+                of_kind.pop(bound.id, None)
 
     def learn(self, bound: Bound, count: int) -> None:
         """It is known to be `count` at least."""
@@ -84,9 +78,7 @@ class LocalCounters:
         except RateLimited:
             self._close(admission)
             if admission.minute == self.tally.minute:
-                for bound in admission.bounds.entry:
-                    if bound.kind == "RPM":
-                        self.tally.add(bound, -1)
+                self.tally.add([bound for bound in admission.bounds.entry if bound.kind == "RPM"], -1)
             raise
         admission.phase = "charged"
 
@@ -100,13 +92,11 @@ class LocalCounters:
         over = self.tally.over(wanted, amount)
         if over is not None:
             raise admission.refusal(*over)
-        self.tally.take(wanted, amount)
+        self.tally.add(wanted, amount)
 
     def _close(self, admission: Admission) -> None:
         admission.phase = "left"
-        for bound in admission.bounds.entry:
-            if bound.kind == "concurrency":
-                self.tally.add(bound, -1)
+        self.tally.add([bound for bound in admission.bounds.entry if bound.kind == "concurrency"], -1)
 
 
 if TYPE_CHECKING:
