@@ -160,7 +160,7 @@ def _convert(model: Path, folder: Path) -> None:
 
 
 def join(network: ov.Model) -> int:
-    """Join what can be joined, in place; returns the number of products that are left of those that were."""
+    """Join what can be joined, in place; returns how many products stand in the place of several."""
     alike: defaultdict[object, list[ov.Node]] = defaultdict(list)
     for node in network.get_ordered_ops():
         if node.get_type_name() == "MatMul":
