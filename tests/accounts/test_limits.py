@@ -62,7 +62,9 @@ def _prefix() -> str:
 
 
 def _shared(url: str, prefix: str, clock: Callable[[], int], *, lease_ms: int = 30_000) -> SharedCounters:
-    return SharedCounters(SharedStore(url, prefix=prefix, lease_ms=lease_ms), clock=clock, metrics=Metrics())
+    """Counters that wait for Redis however busy the machine is: what they count is looked at, not how soon."""
+    store = SharedStore(url, prefix=prefix, lease_ms=lease_ms, timeout=30)
+    return SharedCounters(store, clock=clock, metrics=Metrics())
 
 
 def _limited(scope: LimitScope, **limits: int) -> Caller:

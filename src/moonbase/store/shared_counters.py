@@ -12,7 +12,6 @@ from moonbase.errors import ConfigurationError, CountersAway
 
 T = TypeVar("T")
 
-_TIMEOUT = 0.25  # seconds; Redis is near, and a request waits
 _PROBE_MS = 1_000
 
 # ARGV[1] is msgpack of {now, lease, takes}. A take is {member, forced, counters}, a counter {index of its key, amount,
@@ -101,10 +100,12 @@ _answers = msgspec.msgpack.Decoder(list[Taken])
 
 
 class SharedStore:
-    """One Redis. Every method that asks it raises `CountersAway` within a fraction of a second."""
+    """One Redis. Every method that asks it raises `CountersAway` when an answer takes longer than its timeout."""
 
-    def __init__(self, url: str, *, prefix: str = "moonbase", lease_ms: int = 30_000) -> None:
+    def __init__(self, url: str, *, prefix: str = "moonbase", lease_ms: int = 30_000, timeout: float = 0.25) -> None:
         """Nothing is connected yet. An open request that is not renewed is dropped after `lease_ms`.
+
+        `timeout` is in seconds: a request waits for the answer, so it is short, and Redis is near.
 
         Raises `ConfigurationError` for a URL that is none, and where the extra is not installed.
         """
@@ -120,8 +121,8 @@ class SharedStore:
         try:
             self._redis: Any = Redis.from_url(  # its commands are typed in part only
                 url,
-                socket_timeout=_TIMEOUT,
-                socket_connect_timeout=_TIMEOUT,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
                 retry=Retry(NoBackoff(), 0),  # a script whose answer was lost may have run
             )
         except (ValueError, TypeError) as error:
