@@ -224,6 +224,26 @@ async def test_a_running_answer_leaves_marks_in_time_and_every_64_tokens(databas
     assert await _outcomes(database) == {"early": ("interrupted", 13), "late": ("interrupted", 202)}
 
 
+async def test_of_many_answers_each_that_runs_leaves_marks_and_none_that_ended_meanwhile(
+    database: Database, tmp_path: Path
+) -> None:
+    await add_rich(database, "org-a", cash=100_000)
+    used = Tokens(prompt=10, cached=0, output=2)
+    async with _ledger(database, tmp_path) as ledger:
+        reservations = [await _reserve(ledger, request_id=f"r-{number}") for number in range(300)]
+        for reservation in reservations:
+            reservation.follow(Running(completion_tokens=1))
+        for ending in reservations[150:]:
+            await asyncio.sleep(0.003)  # marks are made between these
+            ending.settle(used, outcome="stop")
+        await asyncio.sleep(0.6)
+        assert all(running.marked for running in reservations[:150])
+        for running in reservations[:150]:
+            running.settle(used, outcome="stop")
+    assert set((await _outcomes(database)).values()) == {("stop", 16)}
+    assert list((tmp_path / "spool").iterdir()) == []  # no mark of a request that was over
+
+
 async def test_what_a_lost_machine_had_leased_can_be_written_off_and_the_entries_say_so(
     database: Database, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
@@ -26,6 +27,8 @@ from moonbase.store.records import Caller, Entry, Lease, Outcome, Settlement
 log = logging.getLogger(__name__)
 
 _MARK_S = 0.25
+_MARK_PAUSE_S = 0.002  # at least
+_MARKS_AT_ONCE = 8
 MARK_TOKENS = 64
 _TIDY_S = 2.0
 _BATCH = 1024
@@ -260,20 +263,23 @@ class Ledger:
         loop = asyncio.get_running_loop()
         tidied = loop.time()
         while True:
-            await asyncio.sleep(_MARK_S)
             try:
-                self._mark_all()
+                await self._mark_all()
                 if loop.time() - tidied >= _TIDY_S:
                     await self._tidy()
                     tidied = loop.time()
             except Exception:  # a bug; without the task long answers would be lost with the process
                 log.exception("the ledger's keeper failed")
 
-    def _mark_all(self) -> None:
-        with self.spool.together():
-            for reservation in self._running:
-                progress = reservation.progress
-                if progress is not None and progress.completion_tokens > reservation.marked:
+    async def _mark_all(self) -> None:
+        """Take a quarter of a second for it, and few at a time: while marks are made no token is passed on."""
+        running = list(self._running)
+        size = max(_MARKS_AT_ONCE, math.ceil(len(running) * _MARK_PAUSE_S / _MARK_S))
+        slices = [running[first : first + size] for first in range(0, len(running), size)] or [[]]
+        for some in slices:
+            await asyncio.sleep(_MARK_S / len(slices))
+            with self.spool.together():
+                for reservation in filter(_has_gone_on, some):
                     self.mark(reservation)
 
     async def _tidy(self) -> None:
@@ -390,3 +396,9 @@ def counted(request_id: str, progress: Progress) -> Tokens:
         cached=progress.cached_tokens,
         output=progress.completion_tokens,
     )
+
+
+def _has_gone_on(reservation: Reservation) -> bool:
+    """Since its last progress mark; it may have ended meanwhile."""
+    progress = reservation.progress
+    return not reservation.settled and progress is not None and progress.completion_tokens > reservation.marked
