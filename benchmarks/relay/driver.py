@@ -26,7 +26,7 @@ class Load(Struct, kw_only=True):
     """`clients` connections, each of which asks with `body`, one request after the other, until `seconds` are over.
 
     They begin spread over `spread` seconds. With `hold` the driver prints how many of them have their first event, once
-    all have or no more get one, and stays until standard input ends.
+    all have or no more get one, and stays until standard input ends. Answers of errors have none.
     """
 
     port: int
@@ -85,7 +85,7 @@ class _Client(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         result = self._result
         now = time.monotonic_ns()
-        if self._waits:
+        if self._waits and self._parser.get_status_code() == 200:
             self._waits = False
             result.first.append((now - self._asked) / 1e9)
             self._begun.release()
