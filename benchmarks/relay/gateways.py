@@ -52,7 +52,7 @@ def moonbase(place: Place, name: str, engine: str, redis: str | None = None) -> 
     key = run("keys", "create", "--name", "bench", "--project", project, *_AMPLE)
     port = free_port()
     url = f"http://127.0.0.1:{place.upstream}{'/v1' if engine == 'openai' else ''}"
-    settings = {"engine.url": url, "engine.model": MODEL, "metrics.token": "bench"}
+    settings = {"engine.url": url, "engine.model": MODEL, "metrics.token": "bench", "engine.max_waiting": 100_000}
     command = [sys.executable, "-m", "moonbase", "serve", "--port", str(port), "--engine", engine]
     if redis is not None:
         command += ["--workers", "2"]
