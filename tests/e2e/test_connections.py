@@ -234,6 +234,25 @@ def test_a_head_over_the_limit_is_refused(server: Server, request_bytes: bytes) 
     assert json.loads(body) == {"error": {"message": message, "type": "invalid_request_error"}}
 
 
+def test_a_client_that_is_refused_may_end_what_it_sends(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"GET /" + b"a" * 65_536)
+        time.sleep(0.2)  # it has been refused by now
+        for _ in range(10):
+            connection.sendall(b"a" * 65_536)
+            time.sleep(0.02)  # a reset would come meanwhile
+        connection.shutdown(socket.SHUT_WR)
+        assert parsed(_rest(connection))[0] == 431
+
+
+def test_a_client_that_is_refused_and_never_ends_is_cut(server: Server) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+        pytest.raises(ConnectionError),
+    ):
+        _send_on(connection, seconds=30)
+
+
 def test_a_head_within_the_limit_is_read(server: Server) -> None:
     assert parsed(server.raw(get(b"/healthz", b"X-A: %b\r\n" % (b"a" * 32_000))))[0] == 200
 
@@ -456,5 +475,17 @@ def test_a_body_is_held_no_more_once_its_answer_has_begun(start_server: StartSer
         while b"one" not in begun:
             begun += connection.recv(65536)
         assert server.post(chat_body("Hi", padding="x" * 7_000)).status == 200
-        rest = b"".join(iter(lambda: connection.recv(65536), b""))
+        rest = _rest(connection)
         assert b"seven" in rest, "the stream went on meanwhile"
+
+
+def _send_on(connection: socket.socket, *, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        connection.sendall(b"a" * 1024)
+        time.sleep(0.01)
+
+
+def _rest(connection: socket.socket) -> bytes:
+    """All that comes until the server ends the connection."""
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
