@@ -14,7 +14,7 @@ from moonbase.accounts.tiers import effective_limits
 from moonbase.errors import LimitKind, LimitScope, RateLimited
 from moonbase.store.records import Caller, Limits
 
-_REMEMBERED = 4_096  # callers whose bounds are kept; working them out again takes 8 µs
+_REMEMBERED = 1_024  # callers whose bounds are kept, 3 KB each; working them out again takes 8 µs
 
 Phase = Literal["entered", "asked", "charged", "left"]
 
