@@ -69,8 +69,8 @@ def answered(messages: list[Any], answer: ChatCompletion) -> int:
 
 @pytest.mark.parametrize("name", ["tools.py", "tool_loop.py", "messages.py"])
 def test_the_program_gets_what_its_user_would_accept(server: Server, name: str) -> None:
-    """Two let the model call as often as it likes: in one run of thirty the last call is cut."""
-    run_program(server, name, tries=3 if name in ("tools.py", "messages.py") else 1)
+    """They let the model call as often as it likes: in one run of thirty the last call is cut by the limit of tokens."""
+    run_program(server, name, tries=3)
 
 
 def test_ask_call_result_answer(client: OpenAI) -> None:
