@@ -69,7 +69,7 @@ def answered(messages: list[Any], answer: ChatCompletion) -> int:
 
 @pytest.mark.parametrize("name", ["tools.py", "tool_loop.py", "messages.py"])
 def test_the_program_gets_what_its_user_would_accept(server: Server, name: str) -> None:
-    """They let the model call as often as it likes: in one run of thirty the last call is cut by the limit of tokens."""
+    """They let the model call as often as it likes: in one run of thirty the last call is cut by their limit."""
     run_program(server, name, tries=3)
 
 
