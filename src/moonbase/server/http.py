@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 _CHUNK_FRAMING = 32  # bytes a chunk may take besides its content; what is more counts as headers, as trailers do
 _MOST_HELD = 64 * 1024  # bytes that wait for the application, or for their turn, before the socket is left alone
-_LINGER = 2.0  # seconds in which a client that was refused may end what it sends
 _SLICE = 16 * 1024  # bytes that are parsed at once, and all requests that begin in them
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _BODILESS = (204, 304)
@@ -292,24 +291,27 @@ class HttpConnection(asyncio.Protocol):
     def close(self) -> None:
         """Close the connection when all that was written is sent, or was left unread for too long.
 
-        A client that is still sending is read for a while yet: a reset would cross what it was told (RFC 9112 9.6).
+        A client that is still sending may take as long as for a head to end it: a reset would cross what it was told
+        (RFC 9112 9.6).
         """
         self.flush()
         if self.transport.is_closing():
             return
-        patience = _LINGER
-        if self.transport.get_write_buffer_size():
-            patience = self._limits.write_timeout
+        unread = self.transport.get_write_buffer_size() > 0
         sending = self._asked or self._parser is None
-        if not sending or self._phase == "closing" or not self.transport.can_write_eof():
-            self.transport.close()
+        if sending and self._phase != "closing" and self.transport.can_write_eof():
+            self._half_close()
         else:
-            self._parser = None  # what comes is dropped
-            self._held.clear()
-            self._held_size = 0
-            self.resume_reading()
-            self.transport.write_eof()
-        self._enter("closing", patience)
+            self.transport.close()
+        self._enter("closing", self._limits.write_timeout if unread else self._limits.header_timeout)
+
+    def _half_close(self) -> None:
+        """Nothing more is sent, and what comes is dropped."""
+        self._parser = None
+        self._held.clear()
+        self._held_size = 0
+        self.resume_reading()
+        self.transport.write_eof()
 
     async def drain(self) -> None:
         """Wait until the client has read enough, or has left."""
