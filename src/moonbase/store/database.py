@@ -26,6 +26,7 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 _BUSY_TIMEOUT = 5.0  # seconds a statement waits for another process's write
+_SQLITE_CACHE = 512  # KiB for each connection; what it has not, the system's cache of files has
 _CONNECT_TIMEOUT = 5.0  # seconds a PostgreSQL server may take to let us in
 _ANSWER_TIMEOUT = 10.0  # seconds a PostgreSQL server may take for a transaction of a few short statements
 _CLOSE_TIMEOUT = 5.0  # seconds it may take to say goodbye
@@ -195,13 +196,15 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     arguments: dict[str, Any] = {"isolation_level": None}
     if "timeout" not in url.query:
         arguments["timeout"] = _BUSY_TIMEOUT
-    engine = create_async_engine(url, hide_parameters=True, connect_args=arguments)
+    # The last connection used is the next: what it has of the file in memory is thrown away once another has written.
+    engine = create_async_engine(url, hide_parameters=True, pool_use_lifo=True, connect_args=arguments)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connect(connection: Any, _: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA cache_size = -{_SQLITE_CACHE}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
