@@ -32,7 +32,8 @@ from moonbase.engines.upstream.parser import ResponseParser
 from moonbase.errors import UpstreamFailed
 from moonbase.router.chat_deployment import CallIds
 from moonbase.router.chat_stream import ChatStream
-from moonbase.server.http import HttpConnection, HttpRequest
+from moonbase.server.http import HttpConnection
+from moonbase.server.http_request import HttpRequest
 from moonbase.service.chat import Answer, Arrival
 from moonbase.telemetry import ModelMetrics
 

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from moonbase.config import Currency, ServerSettings
 from moonbase.dialects.base import Dialect
 from moonbase.errors import EngineOverloaded, RequestTimeout, RequestTooLarge
-from moonbase.server.http import HttpRequest
+from moonbase.server.http_request import HttpRequest
 from moonbase.service.chat import Arrival
 from moonbase.store.records import Caller
 
