@@ -69,8 +69,15 @@ def answered(messages: list[Any], answer: ChatCompletion) -> int:
 
 @pytest.mark.parametrize("name", ["tools.py", "tool_loop.py", "messages.py"])
 def test_the_program_gets_what_its_user_would_accept(server: Server, name: str) -> None:
-    """They let the model call as often as it likes: in one run of thirty the last call is cut by their limit."""
+    """A city of sixty characters in each of the model's calls is more than their limit of tokens allows."""
     run_program(server, name, tries=3)
+
+
+def test_the_model_ends_its_calls_where_it_would_call_on_and_on(client: OpenAI) -> None:
+    for _ in range(6):
+        answer = ask(client, [{"role": "user", "content": "Weather?"}], tool_choice="required", max_tokens=1000)
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert 1 <= answered([], answer) <= 4
 
 
 def test_ask_call_result_answer(client: OpenAI) -> None:

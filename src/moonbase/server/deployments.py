@@ -138,8 +138,7 @@ def _openvino(recipe: _Recipe) -> Deployment:
     tokenizer = HuggingFaceTokenizer.read(path)
     engine = OpenVINOEngine(recipe.engine, path, recipe.shared.workers.get(recipe.key), recipe.cache)
     name = recipe.engine.format or (weights.format if weights else "hermes")
-    thinks = weights is not None and weights.thinks
-    format = _format(name, tokenizer, thinks=thinks, spells_markers=engine.description.spells_markers)
+    format = _format(name, tokenizer, weights, spells_markers=engine.description.spells_markers)
     return _deployment(recipe, weights.title if weights else path.stem, format, tokenizer, engine)
 
 
@@ -169,7 +168,7 @@ def _token_server(recipe: _Recipe) -> Deployment:
     path, weights = _model_file(recipe) if _has_files(recipe) else (None, None)
     tokenizer = _tokenizer_of_server(recipe, path)
     kind: FormatName = _DEFAULT_FORMAT if isinstance(tokenizer, KimiTokenizer) else "hermes"
-    format = _format(settings.format or (weights.format if weights else kind), tokenizer)
+    format = _format(settings.format or (weights.format if weights else kind), tokenizer, weights)
     with _naming(recipe):
         engine = _server_engine(settings.name)(settings, tokenizer, path, recipe.shared.servers.get(recipe.key))
     name = weights.title if weights else path.stem if path else settings.model or settings.name
@@ -290,12 +289,15 @@ def _deployment(recipe: _Recipe, name: str, format: Format, tokenizer: Tokenizer
         ) from error
 
 
-def _format(name: FormatName, tokenizer: Tokenizer, *, thinks: bool = False, spells_markers: bool = False) -> Format:
-    """What else is said counts for `hermes` only: a Kimi revision says it itself."""
+def _format(
+    name: FormatName, tokenizer: Tokenizer, weights: Weights | None = None, *, spells_markers: bool = False
+) -> Format:
+    """What `weights` and `spells_markers` say counts for `hermes` only: a Kimi revision says it itself."""
     if name != "hermes":
         return KimiK2(name)
     tokens = frozenset(single_tokens(tokenizer, Hermes.spelled))
-    return Hermes(tokens=tokens, thinks=thinks, spells_markers=spells_markers)
+    thinks, max_calls = (weights.thinks, weights.max_calls) if weights is not None else (False, None)
+    return Hermes(tokens=tokens, thinks=thinks, max_calls=max_calls, spells_markers=spells_markers)
 
 
 def _counting_tokenizer(recipe: _Recipe) -> Tokenizer:

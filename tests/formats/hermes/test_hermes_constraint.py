@@ -65,9 +65,9 @@ def written(constraint: Constraint, dice: random.Random) -> list[Segment]:
             assert_never(constraint)
 
 
-def answers(conversation: Conversation, *, thinks: bool = False) -> list[Answer]:
+def answers(conversation: Conversation, *, thinks: bool = False, max_calls: int | None = None) -> list[Answer]:
     """What the parser reads out of outputs that the constraint allows."""
-    format = Hermes(tokens=frozenset(Hermes.spelled), thinks=thinks)
+    format = Hermes(tokens=frozenset(Hermes.spelled), thinks=thinks, max_calls=max_calls)
     constraint = format.constraint(conversation)
     assert constraint is not None
     dice = random.Random(7)
@@ -112,6 +112,13 @@ def test_what_is_allowed_is_what_was_asked_for(asked: Conversation, calls: set[i
         if asked.content is not None:
             assert answer.content == ("" if answer.calls else '{"answer":42}')
     assert {answer.reasoning for answer in found} == ({"", "Hm.", "a\nb"} if thinking else {""})
+
+
+@pytest.mark.parametrize("max_calls", [1, 2, 3])
+def test_a_model_that_calls_on_and_on_is_held_to_a_number_of_calls(max_calls: int) -> None:
+    assert counts(answers(conversation("required"), max_calls=max_calls)) == set(range(1, max_calls + 1))
+    assert counts(answers(conversation("auto"), max_calls=max_calls)) == set(range(max_calls + 1))
+    assert counts(answers(conversation("function"), max_calls=max_calls)) == {1}
 
 
 def test_a_call_has_the_form_that_the_models_write() -> None:

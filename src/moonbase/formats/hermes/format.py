@@ -22,14 +22,21 @@ class Hermes:
     """The literals that are one token in some vocabularies and text in others."""
 
     def __init__(
-        self, *, tokens: frozenset[str] = frozenset(), thinks: bool = False, spells_markers: bool = False
+        self,
+        *,
+        tokens: frozenset[str] = frozenset(),
+        thinks: bool = False,
+        max_calls: int | None = None,
+        spells_markers: bool = False,
     ) -> None:
         """`tokens` are those of `spelled` that are one token here; `thinks` is for models that write `<think>`.
 
+        An answer may hold `max_calls` calls, one or more, where it may hold several; None for no limit.
         With `spells_markers`, outputs may have the characters of these tokens in their place.
         """
         self._tokens = tokens
         self._told_apart: frozenset[str] = frozenset() if spells_markers else tokens
+        self._max_calls = max_calls
         self.reasons = thinks
         self.markers = CALL + THINK if thinks else CALL
 
@@ -45,7 +52,7 @@ class Hermes:
         )
 
     def constraint(self, conversation: Conversation) -> Constraint | None:
-        return constraint(conversation, thinks=self.reasons)
+        return constraint(conversation, thinks=self.reasons, max_calls=self._max_calls)
 
 
 if TYPE_CHECKING:
