@@ -10,7 +10,7 @@ takes for sockets, and uvloop to call us, comes on top; `python -m benchmarks.re
 import argparse
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,6 +89,18 @@ class _Sink:
         pass
 
 
+class _Stage:
+    """What the streams of one step share."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        self.outbox = Outbox()
+        self.state: Any = SimpleNamespace(connections=set(), tasks=set(), default_headers=[], total_requests=0)
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.get_running_loop().create_task(coroutine))
+
+
 class _Reservation:
     """Counts up to a progress mark, which is a line in the spool."""
 
@@ -112,12 +124,15 @@ async def _measure(streams: int, rounds: int) -> None:
     before = 0.0
     print(f"{'step':52} {'with all before, µs':>20} {'itself, µs':>11}")
     for name, build in _STEPS.items():
-        steps = [build() for _ in range(streams)]
+        stage = _Stage()
+        steps = [build(stage) for _ in range(streams)]
         for _ in range(4):
             await asyncio.sleep(0)
         best = min([await _round(steps) for _ in range(rounds)]) / streams * 1e6
         print(f"{name:52} {best:20.2f} {best - before:11.2f}")
         before = best
+        for task in stage.tasks:
+            task.cancel()
 
 
 async def _round(steps: list[Step]) -> float:
@@ -128,7 +143,7 @@ async def _round(steps: list[Step]) -> float:
     return time.perf_counter() - began
 
 
-def _parsed() -> Step:
+def _parsed(_: _Stage) -> Step:
     parser = ResponseParser(UpstreamLimits())
     parser.feed(_HEAD + _CHUNK)
 
@@ -139,8 +154,16 @@ def _parsed() -> Step:
     return step
 
 
-def _received() -> Step:
+def _received(_: _Stage) -> Step:
     return _receiving(_Sink())
+
+
+def _events(_: _Stage) -> Step:
+    return _receiving(_Events())
+
+
+def _chunks(_: _Stage) -> Step:
+    return _receiving(_Chunks())
 
 
 def _receiving(sink: Any) -> Step:
@@ -182,10 +205,10 @@ def _stream() -> ChatStream:
     return ChatStream(_reader(), 1, 10**9, None, lambda error: error, lambda stream: None)
 
 
-def _piped() -> Step:
+def _piped(stage: _Stage) -> Step:
     stream = _stream()
     step = _receiving(stream)
-    _TASKS.append(asyncio.get_running_loop().create_task(_read(stream, lambda events: True)))
+    stage.run(_read(stream, lambda events: True))
     return step
 
 
@@ -194,7 +217,11 @@ async def _read(stream: ChatStream | Answer, deliver: Callable[[list[ChatEvent]]
         pass
 
 
-def _answered(deliver: Callable[[list[ChatEvent]], bool]) -> Step:
+def _timed(stage: _Stage) -> Step:
+    return _answered(stage, lambda events: True)
+
+
+def _answered(stage: _Stage, deliver: Callable[[list[ChatEvent]], bool]) -> Step:
     stream = _stream()
     step = _receiving(stream)
     demand: Any = SimpleNamespace(adapted=[], warnings=[], checks=lambda: None)
@@ -203,7 +230,7 @@ def _answered(deliver: Callable[[list[ChatEvent]], bool]) -> Step:
     arrival = Arrival("", 0, 0.0)
     model = load_catalog({}).resolve(_MODEL)
     answer = Answer(model, deployment, ModelMetrics(), arrival, demand, held, stream)
-    _TASKS.append(asyncio.get_running_loop().create_task(_read(answer, deliver)))
+    stage.run(_read(answer, deliver))
     return step
 
 
@@ -219,25 +246,25 @@ def _encoder() -> ChunkEncoder:
     return ChunkEncoder(head)
 
 
-def _encoded() -> Step:
+def _encoded(stage: _Stage) -> Step:
     encoder = _encoder()
 
     def deliver(events: list[ChatEvent]) -> bool:
         encoder.encode(events)
         return True
 
-    return _answered(deliver)
+    return _answered(stage, deliver)
 
 
-def _written() -> Step:
+def _written(stage: _Stage) -> Step:
     encoder = _encoder()
     config: Any = SimpleNamespace(loaded_app=None, timeout_keep_alive=75)
-    connection = HttpConnection(ServerSettings(), _OUTBOX, config, _STATE, {})
+    connection = HttpConnection(ServerSettings(), stage.outbox, config, stage.state, {})
     connection.connection_made(_Transport())
     request = HttpRequest(
         connection, {"method": "POST", "http_version": "1.1"}, keep_alive=True, expects_continue=False
     )
-    _TASKS.append(asyncio.get_running_loop().create_task(_start(request)))
+    stage.run(_start(request))
 
     def deliver(events: list[ChatEvent]) -> bool:
         if request.paused:
@@ -245,23 +272,20 @@ def _written() -> Step:
         request.write(encoder.encode(events))
         return True
 
-    return _answered(deliver)
+    return _answered(stage, deliver)
 
 
 async def _start(request: HttpRequest) -> None:
     await request.send({"type": "http.response.start", "status": 200, "headers": []})
 
 
-_TASKS: list[asyncio.Task[None]] = []
-_OUTBOX = Outbox()
-_STATE: Any = SimpleNamespace(connections=set(), tasks=set(), default_headers=[], total_requests=0)
-_STEPS: dict[str, Callable[[], Step]] = {
+_STEPS: dict[str, Callable[[_Stage], Step]] = {
     "HTTP parsed (httptools)": _parsed,
     "connection: who it is for, when it came": _received,
-    "server-sent events": lambda: _receiving(_Events()),
-    "chunk decoded (msgspec), events, estimate": lambda: _receiving(_Chunks()),
+    "server-sent events": _events,
+    "chunk decoded (msgspec), events, estimate": _chunks,
     "handed on, bounds of the answer": _piped,
-    "time between tokens, progress, checks": lambda: _answered(lambda events: True),
+    "time between tokens, progress, checks": _timed,
     "encoded for the client": _encoded,
     "framed, put together with the turn's other writes": _written,
 }

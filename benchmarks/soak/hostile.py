@@ -100,6 +100,8 @@ async def half_close(stage: Stage) -> str:
         await connection.send(data if whole else data[: stage.chance.randrange(1, len(data))])
         connection.writer.write_eof()
         received = await connection.until_closed()
+    if received and not whole:
+        raise Wrong(f"half a request was answered with {received[:200]!r}")
     return "answered" if received else "closed"
 
 

@@ -234,7 +234,8 @@ def test_a_head_over_the_limit_is_refused(server: Server, request_bytes: bytes) 
     assert json.loads(body) == {"error": {"message": message, "type": "invalid_request_error"}}
 
 
-def test_a_client_that_is_refused_may_end_what_it_sends(server: Server) -> None:
+def test_a_client_that_is_refused_may_end_what_it_sends(start_server: StartServer) -> None:
+    server = start_server()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(b"GET /" + b"a" * 65_536)
         time.sleep(0.2)  # it has been refused by now
@@ -265,6 +266,15 @@ def test_trailers_count_as_headers(server: Server, chunks: int) -> None:
     start = b"POST %b HTTP/1.1\r\n%b%b\r\n" % (CHAT.encode(), HOST, CHUNKED)
     server.raw(start + b"1\r\nx\r\n" * chunks + b"0\r\n", *[lines] * 100, timeout=20)
     assert server.resident_bytes() - before < 30 * MB
+
+
+def test_a_trailer_is_no_header(server: Server) -> None:
+    """A proxy that cleans heads may pass trailers on."""
+    key = b"Authorization: Bearer %b\r\n" % server.key.encode()
+    head = post(server, CHUNKED, body=b"", length=False).replace(key, b"")
+    body = chat_body()
+    chunks = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
+    assert parsed(server.raw(head + chunks + key + b"\r\n"))[0] == 401
 
 
 def test_a_slow_head_is_told_that_it_is_late(server: Server) -> None:

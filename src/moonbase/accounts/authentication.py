@@ -71,8 +71,9 @@ class Authenticator:
         self._task = asyncio.create_task(self._run(), name="key refresher")
         return self
 
-    def __len__(self) -> int:
-        """Keys and wrong guesses in memory."""
+    @property
+    def in_memory(self) -> int:
+        """Keys and wrong guesses."""
         return len(self._known) + len(self._guesses)
 
     async def __aexit__(self, *_: object) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -27,8 +29,8 @@ from moonbase.store.records import Caller, Entry, Lease, Outcome, Settlement
 log = logging.getLogger(__name__)
 
 _MARK_S = 0.25
-_MARK_PAUSE_S = 0.002  # at least
-_MARKS_AT_ONCE = 8
+_MARKS_AT_ONCE = 8  # more only where it would take more slices than these
+_MOST_SLICES = 125
 MARK_TOKENS = 64
 _TIDY_S = 2.0
 _BATCH = 1024
@@ -166,7 +168,7 @@ class Ledger:
         self._database = database
         self._durability = durability
         self._wallets = Wallets(database, self.spool.process_id, clock=clock, flush=self.recorder.flush)
-        self._running: set[Reservation] = set()
+        self._running: OrderedDict[Reservation, None] = OrderedDict()  # in the order of their next marks
         self._sync = _GroupSync(self.spool)
         self._stack = AsyncExitStack()
 
@@ -241,7 +243,7 @@ class Ledger:
 
     def start(self, reservation: Reservation) -> None:
         """From now on the request leaves progress marks."""
-        self._running.add(reservation)
+        self._running[reservation] = None
 
     def mark(self, reservation: Reservation) -> None:
         """Leave a progress mark of a request that has begun to produce."""
@@ -255,31 +257,34 @@ class Ledger:
 
     def release(self, reservation: Reservation, cost_nano: int) -> int:
         """The request is over: what was held for it is free again. Returns how much of its cost the lease pays."""
-        self._running.discard(reservation)
+        self._running.pop(reservation, None)
         return self._wallets.settle(reservation.caller.organization_id, reservation.held_nano, cost_nano)
 
     async def _keep(self) -> None:
-        """Progress marks four times a second; every other second what else is to be done."""
+        """Progress marks, and every other second what else is to be done."""
         loop = asyncio.get_running_loop()
         tidied = loop.time()
         while True:
+            await asyncio.sleep(_MARK_S / self._slices())
             try:
-                await self._mark_all()
+                self._mark_some()
                 if loop.time() - tidied >= _TIDY_S:
                     await self._tidy()
                     tidied = loop.time()
             except Exception:  # a bug; without the task long answers would be lost with the process
                 log.exception("the ledger's keeper failed")
 
-    async def _mark_all(self) -> None:
-        """Take a quarter of a second for it, and few at a time: while marks are made no token is passed on."""
-        running = list(self._running)
-        size = max(_MARKS_AT_ONCE, math.ceil(len(running) * _MARK_PAUSE_S / _MARK_S))
-        slices = [running[first : first + size] for first in range(0, len(running), size)] or [[]]
-        for some in slices:
-            await asyncio.sleep(_MARK_S / len(slices))
-            with self.spool.together():
-                for reservation in filter(_has_gone_on, some):
+    def _slices(self) -> int:
+        """In how many parts all marks are made, a quarter of a second for all: no token is passed on meanwhile."""
+        return max(1, min(math.ceil(len(self._running) / _MARKS_AT_ONCE), _MOST_SLICES))
+
+    def _mark_some(self) -> None:
+        """Mark those whose turn it is. New answers queue behind the others, and so wait as long as they."""
+        some = list(islice(self._running, math.ceil(len(self._running) / self._slices())))
+        with self.spool.together():
+            for reservation in some:
+                self._running.move_to_end(reservation)
+                if _has_gone_on(reservation):
                     self.mark(reservation)
 
     async def _tidy(self) -> None:

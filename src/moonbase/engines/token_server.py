@@ -280,10 +280,7 @@ class _Run:
 
     def _flow(self, on: bool) -> None:
         if self.exchange is not None:
-            if on:
-                self.exchange.resume()
-            else:
-                self.exchange.pause()
+            self.exchange.flow(on)
 
     def _cancel(self, choice: int | None) -> None:
         """Servers end whole requests only, so a choice that nobody reads runs on beside the others."""

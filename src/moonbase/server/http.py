@@ -79,7 +79,8 @@ class HttpConnection(asyncio.Protocol):
         self._local: tuple[str, int] | None = None
         self._peer: tuple[str, int] | None = None
         self._scheme = "http"
-        # One timer for all limits. None is shorter than a tick, so none that begins after it was set ends before.
+        # One timer for all limits but that on writing. None is shorter than a tick, so none that begins after it was set
+        # ends before.
         self._tick = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, self._keepalive)
         self._timer: asyncio.TimerHandle | None = None
         self._phase: _Phase = "head"
@@ -296,6 +297,8 @@ class HttpConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: nobody may take it for a header (RFC 9110 6.5.1)
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects_continue = True
@@ -483,6 +486,9 @@ class HttpConnection(asyncio.Protocol):
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """The offer of another protocol is ignored, as it may be (RFC 9110 7.8): the parser would drop the body."""
+    """The offer of another protocol is ignored, as it may be (RFC 9110 7.8): the parser would drop the body.
+
+    One that comes in two pieces, or in a request behind another, is refused instead.
+    """
     head, end, rest = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(rb"\r\nx-upgrade:", head) + end + rest

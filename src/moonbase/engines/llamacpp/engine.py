@@ -209,10 +209,7 @@ class _Choice:
     def flow(self, *, on: bool) -> None:
         """Whether to go on reading what the server sends."""
         if self.exchange is not None:
-            if on:
-                self.exchange.resume()
-            else:
-                self.exchange.pause()
+            self.exchange.flow(on)
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status

@@ -135,3 +135,10 @@ class Exchange:
         self.paused = False
         if self.carrier is not None:
             self.carrier.resume()
+
+    def flow(self, on: bool) -> None:
+        """Go on reading, or pause: for `Generation`."""
+        if on:
+            self.resume()
+        else:
+            self.pause()
