@@ -79,8 +79,8 @@ class HttpConnection(asyncio.Protocol):
         self._local: tuple[str, int] | None = None
         self._peer: tuple[str, int] | None = None
         self._scheme = "http"
-        # One timer for all limits but that on writing. None is shorter than a tick, so none that begins after it was set
-        # ends before.
+        # One timer for all limits but that on writing. None is shorter than a tick, so none that begins after it was
+        # set ends before.
         self._tick = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, self._keepalive)
         self._timer: asyncio.TimerHandle | None = None
         self._phase: _Phase = "head"
