@@ -1,6 +1,7 @@
 """Connections that are slow, huge, broken or meant for somebody else, as bytes on a socket."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -410,6 +411,38 @@ def test_the_offer_of_another_protocol_is_ignored(server: Server, name: bytes) -
     status, answer = parsed(server.raw(request.replace(b"Connection: ", b"Connection: Upgrade, HTTP2-Settings, ")))
     assert status == 200
     assert b'"content":"Hi"' in answer
+
+
+def test_the_offer_of_a_request_behind_another_is_ignored_too(server: Server) -> None:
+    offer = get(b"/healthz", b"Upgrade: h2c\r\n").replace(b"close", b"Upgrade")
+    answer = server.raw(get().replace(b"Connection: close\r\n", b"") + offer + get())
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_a_body_that_looks_like_an_offer_ends_where_its_head_says(server: Server, split: int) -> None:
+    """What is parsed at once ends inside the end of the head; a body that grew or shrank would end in a request."""
+    smuggled = get(b"/healthz", b"X-A: %b\r\n" % (b"a" * 100)).replace(b"Connection: close", b"X-B: bb")
+    assert len(smuggled) % 2 == 0
+    body = b"{" + b"\r\nupgrade:" * (len(smuggled) // 2) + b"\r\n\r\n" + b" " * 20 + smuggled
+    request = post(server, body=body).replace(b"Connection: close\r\n", b"X-Pad: \r\n", 1)
+    head = request.index(b"\r\n\r\n") + 4
+    request = request.replace(b"X-Pad: ", b"X-Pad: " + b"p" * (16_384 + split - head), 1)
+    assert request[16_384 + split - 4 : 16_384 + split] == b"\r\n\r\n"
+    answer = server.raw(request + get())
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400", b"200"]
+
+
+@pytest.mark.parametrize("version", [b"2.0", b"1.2", b"0.9"])
+def test_another_version_of_http_is_refused(server: Server, version: bytes) -> None:
+    status, _ = parsed(server.raw(get().replace(b"HTTP/1.1", b"HTTP/" + version)))
+    assert status in (400, 505)
+
+
+def test_what_is_no_request_leaves_a_line_in_the_log(server: Server) -> None:
+    server.raw(b"GARBAGE\r\n\r\n")
+    line = eventually(lambda: [line for line in server.log if line["message"].startswith("no request: ")])[-1]
+    assert (line["message"], line["client"]) == ("no request: 400, the HTTP request is malformed", "127.0.0.1")
 
 
 def test_an_offer_that_the_parser_would_take_is_refused_once(server: Server) -> None:

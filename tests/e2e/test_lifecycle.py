@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import StartServer
-from tests.e2e.server import Server, StartFailed, chat_body
+from tests.e2e.server import Server, StartFailed, chat_body, eventually
 
 TEXT = "one two three four five six seven eight nine ten"
 
@@ -308,3 +308,19 @@ def test_the_banner_says_what_answers_and_how_to_go_on(start_server: StartServer
     assert "echo" in banner
     assert f"{server.base_url}/chat/completions" in banner
     assert all(json.loads(line) for line in banner.splitlines() if line.startswith("{"))
+
+
+def test_memory_that_a_peak_took_is_given_back_when_nobody_asks(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.chat().status == 200
+    before = server.resident_bytes()
+    body = json.loads(chat_body("a"))
+    assert server.post(json.dumps(body | {"messages": body["messages"] * 200_000}).encode()).status == 400
+    eventually(lambda: server.resident_bytes() < before + 20_000_000, within=20)
+
+
+def test_a_server_may_have_as_many_files_open_as_the_system_lets_it(start_server: StartServer) -> None:
+    program = ("sh", "-c", 'ulimit -S -n 200 && exec "$0" "$@"', sys.executable, "-m", "moonbase")
+    limits = Path(f"/proc/{start_server(program=program).process.pid}/limits").read_text()
+    (soft, hard) = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))
+    assert soft == hard or int(soft) == 1 << 20

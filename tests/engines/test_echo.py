@@ -1,5 +1,6 @@
 """`echo`: words, scripts, limits."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,14 @@ async def test_leaving_stops_the_playing() -> None:
         assert generation.open
     assert not generation.open
     await engine.close()
+
+
+async def test_without_a_delay_no_more_is_played_than_a_slow_reader_takes() -> None:
+    text = "word " * 20_000
+    with EchoEngine(EchoSettings(), TOKENIZER, ()).generate(request(text, max_tokens=100_000)) as generation:
+        await asyncio.sleep(0.3)
+        waiting = sum([len(delta.token_ids) for delta in generation.take()])
+        assert 4_096 < waiting < 6_000
+        rest = await played(generation)
+    assert waiting + sum([len(delta.token_ids) for delta in rest]) == 20_000 * len(TOKENIZER.encode_plain("word "))
+    assert rest[-1].finish == "stop"

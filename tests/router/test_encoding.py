@@ -140,3 +140,19 @@ async def test_what_was_known_at_the_start_is_used_though_it_is_forgotten_meanwh
     assert ids == first + ApproximateTokenizer().encode_plain(long) + first
     await encoder.encode(prompt(known), "org")
     assert tokenizer.encoded[-1] == known, "it really was forgotten"
+
+
+async def test_others_have_their_turns_while_a_prompt_of_many_segments_is_put_together() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    ids = await PromptEncoder(Noticing()).encode(prompt(*["abcd"] * 10_001), "org")
+    task.cancel()
+    assert len(ids) == 10_001
+    assert turns > 10

@@ -2,6 +2,8 @@
 
 import asyncio
 from array import array
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
 
 from moonbase.chat.prompt import Control, Prompt, Segment
 from moonbase.chat.request import Conversation
@@ -12,8 +14,11 @@ from moonbase.formats.recent import Recent
 _MANY = 2_000  # messages and calls; rendering as many takes some milliseconds
 _LARGE_TOOLS = 128 * 1024  # characters of declarations; new ones take some milliseconds
 _IN_THREAD = 64 * 1024  # characters; longer texts would hold the event loop for more than a few milliseconds
+_AT_ONCE = 2_000  # segments looked up or put together between two turns of the event loop
 _ENTRY_BYTES = 300  # of an entry beside its text and its ids
 _CACHE_BYTES = 64 * 1024 * 1024
+
+T = TypeVar("T")
 
 
 class ConversationEncoder:
@@ -51,21 +56,28 @@ class PromptEncoder:
         self._controls: dict[str, TokenIds] = {}
 
     async def encode(self, prompt: Prompt, scope: str) -> TokenIds:
-        """The prompt's token ids. What is not known and together long is encoded in one thread."""
-        parts = [self._find(segment, scope) for segment in prompt]
+        """The prompt's token ids. What is not known and together long is encoded in one thread.
+
+        Of many segments the event loop gets its turn between some and some.
+        """
+        parts: list[TokenIds | None] = []
+        async for segments in _in_turns(prompt):
+            parts += [self._find(segment, scope) for segment in segments]
         places = [place for place, part in enumerate(parts) if part is None]
         unknown = [segment for place in places if isinstance(segment := prompt[place], str)]
         if sum([len(text) for text in unknown]) > _IN_THREAD:
             encoded = await asyncio.to_thread(self._encode_all, unknown)
         else:
             encoded = self._encode_all(unknown)
-        for place, text, found in zip(places, unknown, encoded, strict=True):
-            parts[place] = found
-            self._cache.keep((scope, text), found, _size(text, found))
+        async for news in _in_turns(list(zip(places, unknown, encoded, strict=True))):
+            for place, text, found in news:
+                parts[place] = found
+                self._cache.keep((scope, text), found, _size(text, found))
         ids = array("I")
-        for part in parts:
-            assert part is not None
-            ids += part
+        async for known in _in_turns(parts):
+            for part in known:
+                assert part is not None
+                ids += part
         return ids
 
     def _find(self, segment: Segment, scope: str) -> "TokenIds | None":
@@ -81,6 +93,14 @@ class PromptEncoder:
 
     def _encode_all(self, texts: list[str]) -> list[TokenIds]:
         return [self._tokenizer.encode_plain(text) for text in texts]
+
+
+async def _in_turns(items: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    """Some at a time, and other tasks' turns in between."""
+    for first in range(0, len(items), _AT_ONCE):
+        if first:
+            await asyncio.sleep(0)
+        yield items[first : first + _AT_ONCE]
 
 
 def _size(text: str, ids: TokenIds) -> int:

@@ -32,6 +32,8 @@ _MOST_HELD = 64 * 1024  # bytes that wait for the application, or for their turn
 _SLICE = 16 * 1024  # bytes that are parsed at once, and all requests that begin in them
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
+_VERSIONS = ("1.0", "1.1")
+
 _Phase = Literal["head", "body", "answer", "idle", "closing"]
 ProtocolFactory = Callable[..., asyncio.Protocol]
 
@@ -320,6 +322,9 @@ class HttpConnection(asyncio.Protocol):
         self._framing = self._body_bytes = 0
         self._enter("body", self._limits.body_timeout)
         version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            self._refusal = (505, "the HTTP version is not supported")
+            raise ValueError("another version")
         self._receiving = request = HttpRequest(
             self,
             self._scope(version),
@@ -434,11 +439,14 @@ class HttpConnection(asyncio.Protocol):
             self._waiting.remove(request)
 
     def _send_refusal(self) -> None:
-        """In the shape of every other error."""
+        """In the shape that errors have in OpenAI's dialect: what was asked, and in which, nobody knows."""
         status, detail = self._refusal
         body = encode_error(InvalidRequest(detail))
         headers = b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n"
-        self.write(STATUS_LINES[status] + headers % len(body) + b"\r\n" + body)
+        head = b"".join([STATUS_LINES[status], *self.date_lines(), headers % len(body)])
+        self.write(head + b"\r\n" + body)
+        peer = self._peer[0] if self._peer else None  # no more than that: it may hold secrets, and was not understood
+        log.info("no request: %d, %s", status, detail, extra={"fields": {"client": peer}})
         self.close()
 
     # The limits
@@ -488,7 +496,7 @@ class HttpConnection(asyncio.Protocol):
 def _without_upgrade(data: bytes) -> bytes:
     """The offer of another protocol is ignored, as it may be (RFC 9110 7.8): the parser would drop the body.
 
-    One that comes in two pieces, or in a request behind another, is refused instead.
+    One that comes in two pieces is refused instead. Where heads and bodies end nobody knows here, so no byte may come
+    or go: a body would get another length than its head says. In JSON no line begins like this.
     """
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(rb"\r\nx-upgrade:", head) + end + rest
+    return _UPGRADE.sub(b"\r\nxpgrade:", data)

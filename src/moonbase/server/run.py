@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from moonbase.telemetry import Metrics
 
 log = logging.getLogger("moonbase.server")
 
+_MOST_FILES = 1 << 20
+
 Ready = Callable[[Summary, str, str | None], None]
 
 
@@ -31,7 +34,17 @@ def run(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:
     accepted. Open answers get `server.shutdown_grace` seconds to finish. Raises `ConfigurationError` or
     `ModelFileError` for what stops a start.
     """
+    _allow_open_files()
     uvloop.run(_serve(settings, home, cache, ready))
+
+
+def _allow_open_files() -> None:
+    """Each client, and each request to an engine behind HTTP, is one: as many as the system lets us ask for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS has another limit beside this one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(settings: Settings, home: Path, cache: Path, ready: Ready) -> None:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from moonbase.config import ServerSettings
 from moonbase.server.http import protocol_factory
+from moonbase.server.memory import SpareMemory
 from moonbase.server.world import Summary
 
 Listening = Callable[[], Awaitable[None]]
@@ -58,16 +59,22 @@ def _uvicorn_config(settings: ServerSettings, app: ASGIApp) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Announces that it listens, and ends by returning: uvicorn's own would die of the signal it caught."""
+    """Announces that it listens, returns spare memory, and ends by returning: uvicorn's own would die of its signal."""
 
     def __init__(self, config: uvicorn.Config, listening: Listening) -> None:
         super().__init__(config)
         self._listening = listening
+        self._spare_memory = SpareMemory()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         _spare_collections()
         await self._listening()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        await self._spare_memory.look(asked=bool(self.server_state.tasks), answered=self.server_state.total_requests)
+        return await super().on_tick(counter)
 
     async def cut_open_answers(self) -> None:
         """A second signal leaves answers open; cancelled, they settle."""
