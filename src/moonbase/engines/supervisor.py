@@ -26,6 +26,7 @@ from moonbase.errors import ConfigurationError, WorkerDied
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 5
 _OOM_SCORE = 500
+_END_S = 1.0  # for which an end is waited for after that of the connection
 _SOCKET = "worker"
 
 
@@ -145,7 +146,10 @@ class Supervisor:
         try:
             while not (await asyncio.wait([ended], timeout=self._silence.look))[0]:
                 if transport.is_closing():
-                    return str(self._given_up or "it closed its connection")
+                    # One that is killed closes it a moment before its end is known.
+                    if self._given_up is None and not (await asyncio.wait([ended], timeout=_END_S))[0]:
+                        return "it closed its connection"
+                    break
                 if self._client.ready:
                     ready()
                     if self._silence.too_long():
