@@ -9,8 +9,10 @@ import pytest
 from tests.engines.upstream.server import ANSWER, OK, Asked, Peer, Recorder, answering, nothing_left, serving
 
 from moonbase.engines.upstream.client import UpstreamClient
+from moonbase.engines.upstream.connection import Connection
 from moonbase.engines.upstream.exchange import Exchange, Headers
 from moonbase.engines.upstream.limits import UpstreamLimits
+from moonbase.engines.upstream.pool import Pool
 from moonbase.errors import ConfigurationError, UpstreamFailed
 
 pytestmark = pytest.mark.anyio
@@ -834,3 +836,19 @@ async def test_secrets_are_in_no_representation() -> None:
             await asyncio.sleep(0.02)
             assert "s3cret" not in f"{client!r} {exchange!r} {asyncio.all_tasks()!r}"
         assert "s3cret" not in repr(sink.error)
+
+
+async def test_a_new_connection_does_not_age_before_it_is_used() -> None:
+    """When the process stands still between the two, for longer than a connection may be unused."""
+    async with serving(answering) as server:
+
+        async def connect(connection: Connection) -> None:
+            await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", server.port)
+            await asyncio.sleep(0.2)
+
+        pool = Pool(connect, "upstream", UpstreamLimits(keepalive=0.1))
+        sink = Recorder()
+        pool.submit(Exchange(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", None, sink, pool.withdraw))
+        await sink.finished()
+        assert sink.status == 200
+        await pool.close()

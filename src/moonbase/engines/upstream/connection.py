@@ -75,6 +75,8 @@ class Connection(asyncio.Protocol):
         self._besides_body = 0
         self._since = monotonic()
         exchange.carrier = self
+        if self._timer is None:  # no time counts before: it is for an exchange that a connection is made
+            self._timer = asyncio.get_running_loop().call_later(self._tick, self._check_time)
         if exchange.paused:
             self.pause()
         body = exchange.body
@@ -134,8 +136,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        self._since = monotonic()
-        self._timer = asyncio.get_running_loop().call_later(self._tick, self._check_time)
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
