@@ -177,7 +177,8 @@ async def test_calls_that_are_demanded_are_valid(
     assert len(finished) >= 12
     for found in finished:
         names = [name.rpartition(":") for name, _ in found]
-        assert [int(number) for _, _, number in names] == list(range(len(found)))
+        first = names[:8]  # further calls may have any number (decision 0007)
+        assert [int(number) for _, _, number in first] == list(range(len(first)))
         assert {name for name, _, _ in names} <= {"functions.get", "functions.get_weather"}
         for _, arguments in found:
             jsonschema_rs.validate(SCHEMA, msgspec.json.decode(arguments))
